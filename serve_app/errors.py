@@ -1,0 +1,190 @@
+"""The error tree: each error carries its HTTP status, a stable code and a sentence that says what to do."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+__all__ = [
+    "BodyTooDeep",
+    "BodyTooLarge",
+    "ClientGone",
+    "CommitUnknown",
+    "ConfigError",
+    "ContextLengthExceeded",
+    "ConversationNotFound",
+    "DeadlineExceeded",
+    "GeneratorLost",
+    "InvalidRequest",
+    "ModelError",
+    "ModelNotFound",
+    "Overloaded",
+    "ParleyError",
+    "RequestTimeout",
+    "StateUnavailable",
+    "Unauthorized",
+    "UnsupportedParameter",
+]
+
+
+class ParleyError(Exception):
+    """Anything Parley refuses or fails at, with what a client may know about it.
+
+    Attributes:
+        status: HTTP status code.
+        code: stable machine-readable name of the error.
+        kind: OpenAI's `type` of the error envelope.
+        message: one sentence for a person, saying what to do.
+        param: the request parameter at fault, if there is one.
+        retry_after: seconds after which another try makes sense, if that is known.
+    """
+
+    status: ClassVar[int] = 500
+    code: str = "internal_error"
+    kind: ClassVar[str] = "server_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+        if code is not None:
+            self.code = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors cross process borders; the default would drop the keyword arguments.
+        state = {"param": self.param, "code": self.code, "retry_after": self.retry_after}
+        return (_rebuild, (type(self), self.message, state))
+
+
+def _rebuild(kind: type[ParleyError], message: str, state: dict[str, Any]) -> ParleyError:
+    return kind(message, **state)
+
+
+class InvalidRequest(ParleyError):
+    """The request is malformed: wrong JSON, a wrong type, a value out of its range."""
+
+    status = 400
+    code = "invalid_request"
+    kind = "invalid_request_error"
+
+
+class UnsupportedParameter(InvalidRequest):
+    """A parameter that is unknown here, or known and not offered."""
+
+    code = "unsupported_parameter"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """What must be in the prompt, with the tokens asked for, doesn't fit the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class BodyTooDeep(InvalidRequest):
+    """The JSON body is nested deeper than the limit."""
+
+    code = "body_too_deep"
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body is larger than the limit."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class RequestTimeout(InvalidRequest):
+    """The body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class Unauthorized(ParleyError):
+    """No API key, or one that is not known."""
+
+    status = 401
+    code = "invalid_api_key"
+    kind = "authentication_error"
+
+
+class ModelNotFound(ParleyError):
+    """No such model is served here."""
+
+    status = 404
+    code = "model_not_found"
+    kind = "invalid_request_error"
+
+
+class ConversationNotFound(ParleyError):
+    """No such conversation, or one that belongs to somebody else."""
+
+    status = 404
+    code = "conversation_not_found"
+    kind = "invalid_request_error"
+
+
+class ClientGone(ParleyError):
+    """The client closed the connection before the reply was done."""
+
+    status = 499
+    code = "client_gone"
+    kind = "invalid_request_error"
+
+
+class Overloaded(ParleyError):
+    """Every bounded queue is full; `retry_after` says when to come back."""
+
+    status = 503
+    code = "overloaded"
+    kind = "overloaded_error"
+
+
+class StateUnavailable(ParleyError):
+    """Redis can't be reached: what needs stored state can't be done now."""
+
+    status = 503
+    code = "state_unavailable"
+
+
+class CommitUnknown(ParleyError):
+    """A turn was sent to be stored and no answer came: it may be in its conversation, or not.
+
+    It carries no `retry_after`: another try without looking could store the turn a second time.
+    """
+
+    status = 504
+    code = "commit_unknown"
+
+
+class GeneratorLost(ParleyError):
+    """The generator replica that was producing the reply died or stopped answering."""
+
+    status = 503
+    code = "generator_lost"
+
+
+class DeadlineExceeded(ParleyError):
+    """The request's own time limit ran out before the reply was done."""
+
+    status = 504
+    code = "deadline_exceeded"
+
+
+class ModelError(ParleyError):
+    """A model file is broken, unsupported or not there; raised while preparing and loading."""
+
+    code = "model_error"
+
+
+class ConfigError(ParleyError):
+    """A setting or a configuration file is wrong; raised before anything starts."""
+
+    code = "config_error"

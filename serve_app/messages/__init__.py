@@ -1,0 +1,1 @@
+"""Typed messages between the deployments, one file per hop."""

@@ -1,0 +1,298 @@
+"""One tree of settings: defaults, then the deploy file's `args`, then `PARLEY_*` of the environment.
+
+`PARLEY_GENERATOR_SLOTS=8` sets `generator.slots`; the part before the first underscore names the
+section. An unknown key is an error wherever it stands, and so is a variable that names no section.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from serve_app.errors import ConfigError
+
+__all__ = [
+    "OTHER_VARIABLES",
+    "AuthSettings",
+    "DialogueSettings",
+    "FormName",
+    "GeneratorSettings",
+    "IngressSettings",
+    "ModelSettings",
+    "PrecisionName",
+    "RedisSettings",
+    "SamplingSettings",
+    "Settings",
+    "TokenizerSettings",
+    "drain_flag",
+    "parley_home",
+]
+
+PrecisionName = Literal["fp32", "int8"]
+FormName = Literal["cpu", "native"]
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+
+_PREFIX = "PARLEY_"
+
+OTHER_VARIABLES = frozenset(
+    {
+        "PARLEY_API_KEY",  # what `parley chat` and `parley status` send
+        "PARLEY_DEBUG",  # 1 shows the traceback behind a command's sentence
+        "PARLEY_HOME",  # see `parley_home`
+        "PARLEY_RUN_ID",  # marks the processes of a run
+        "PARLEY_TEST_HOME",  # where the tests keep prepared models
+    }
+)
+"""Variables of the environment that are no settings; any other `PARLEY_*` must be one."""
+
+
+def parley_home() -> Path:
+    """Return the folder that holds models, state and logs: PARLEY_HOME, else `~/.parley`."""
+    return Path(os.environ.get("PARLEY_HOME") or "~/.parley").expanduser().absolute()
+
+
+def drain_flag() -> Path:
+    """Return the file whose existence tells this machine's ingress to take no more work."""
+    return parley_home() / "run" / "draining"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(_Section):
+    """Which model is served, and in which form."""
+
+    source: str = Field(
+        "bundled",
+        description="`bundled`, a .gguf file, a folder of safetensors, or a hub name like org/name",
+    )
+    name: str | None = Field(None, description="name that clients use; null takes the model's own")
+    precision: PrecisionName = Field("int8", description="precision of the weights")
+    form: FormName | None = Field(
+        None,
+        description="form of the decoder graph: `native` is Parley's own operators, `cpu` those of "
+        "ONNX Runtime; null takes native where precision and processor allow it",
+    )
+
+
+class GeneratorSettings(_Section):
+    """The engine of one generator replica."""
+
+    backend: Literal["onnxruntime", "simulated"] = Field(
+        "onnxruntime",
+        description="what computes logits; `simulated` writes noise for nothing, to measure what is "
+        "around it, and wants model.name to say so",
+    )
+    slots: Positive = Field(32, description="most sequences that run at once")
+    # One token of a prompt and one of a reply.
+    max_len: int = Field(2048, ge=2, description="most tokens of one sequence, prompt and output")
+    max_cached_tokens: Positive = Field(
+        24576, description="most tokens that running sequences may come to hold in the K/V cache"
+    )
+    # A chunk of less could be forced to leave a single token over, see `EngineConfig`.
+    prefill_chunk: int = Field(128, ge=3, description="most prompt tokens prefilled in one step")
+    max_queued: Positive = Field(256, description="requests that may wait for a slot")
+    prefix_cache_mb: int = Field(
+        256, ge=0, description="memory for cached prefixes; 0 turns it off"
+    )
+    prefix_block: Positive = Field(
+        16,
+        description="tokens in one block of the prefix cache; a multiple of 16 in the native form",
+    )
+    prompt_slowdown: float = Field(
+        2.5,
+        gt=1,
+        description="how many times as long as usual a step may take for the sake of prompts",
+    )
+    threads: int = Field(0, ge=0, description="threads of the runtime; 0 takes the replica's CPUs")
+    stall_timeout_s: Seconds = Field(
+        30.0, description="a step that takes longer fails the health check"
+    )
+    drain_timeout_s: Seconds = Field(120.0, description="time for running replies at shutdown")
+
+
+class SamplingSettings(_Section):
+    """What applies where a request says nothing."""
+
+    temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy; small models like less")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus mass")
+    top_k: int = Field(0, ge=0, description="most candidates; 0 keeps all")
+    min_p: float = Field(0.0, ge=0, le=1, description="least probability beside the likeliest's")
+    repetition_penalty: float = Field(1.0, ge=0.01, le=10, description="1 does nothing")
+
+
+class IngressSettings(_Section):
+    """What the HTTP side accepts."""
+
+    max_body_bytes: Positive = Field(1_048_576, description="largest request body")
+    max_json_depth: Positive = Field(32, description="deepest nesting of a JSON body")
+    max_messages: Positive = Field(2048, description="most messages in one request")
+    read_timeout_s: Seconds = Field(
+        10.0, description="time in which a request's head, and then its body, must arrive"
+    )
+    request_timeout_s: Seconds = Field(
+        600.0, description="time from a request's arrival in which its reply must be done"
+    )
+    max_choices: Positive = Field(8, description="largest `n`")
+    max_concurrent: Positive = Field(512, description="requests in progress per ingress replica")
+    generator_silence_s: Seconds = Field(
+        10.0, description="a generator that sends no frame for this long is taken for lost"
+    )
+
+
+class DialogueSettings(_Section):
+    """How turns are planned."""
+
+    persona: str = Field(
+        "You are a helpful AI assistant.",
+        description="system prompt of conversations that bring none of their own; never dropped",
+    )
+    reply_tokens: Positive = Field(
+        512, description="room kept for the reply when a request names no max_tokens"
+    )
+    truncate_stride: int = Field(
+        256,
+        ge=0,
+        description="oldest turns leave the prompt in strides of about this many tokens, so that its "
+        "cached beginning serves several turns; 0 lets as few leave as possible",
+    )
+    conversation_ttl_s: Positive = Field(
+        30 * 86400, description="a conversation nobody touches for this long is forgotten"
+    )
+    max_items: Positive = Field(10_000, description="most items kept of one conversation")
+
+
+class TokenizerSettings(_Section):
+    """The tokenizer deployment."""
+
+    cache_entries: int = Field(4096, ge=0, description="encoded messages kept for reuse")
+
+
+class RedisSettings(_Section):
+    """Where state lives."""
+
+    url: SecretStr | None = Field(
+        None, description="redis:// or rediss:// URL; null takes the one that `parley up` started"
+    )
+    timeout_s: Seconds = Field(2.0, description="longest wait for one answer")
+    pool_size: Positive = Field(64, description="most connections per replica")
+    key_prefix: str = Field("parley", description="first part of every key")
+
+
+class AuthSettings(_Section):
+    """Who may call."""
+
+    keys_file: Path | None = Field(
+        None,
+        description="JSON file of hashed API keys; null takes PARLEY_HOME/keys.json if it exists",
+    )
+    required: bool | None = Field(
+        None, description="refuse requests without a key; null means: as soon as a key exists"
+    )
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Sections are described by their own classes."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX,
+        env_nested_delimiter="_",
+        env_nested_max_split=1,
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+    )
+
+    model: ModelSettings = ModelSettings()
+    generator: GeneratorSettings = GeneratorSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    ingress: IngressSettings = IngressSettings()
+    dialogue: DialogueSettings = DialogueSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    redis: RedisSettings = RedisSettings()
+    auth: AuthSettings = AuthSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the environment above the deploy file."""
+        return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _chunk_fits(self) -> Settings:
+        if self.generator.max_cached_tokens < self.generator.max_len:
+            msg = "generator.max_cached_tokens must be at least generator.max_len"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _noise_is_named(self) -> Settings:
+        if self.generator.backend == "simulated" and self.model.name != "simulated":
+            msg = (
+                "generator.backend is simulated, which answers with noise: set model.name to "
+                "simulated too, so that nobody takes it for a model"
+            )
+            raise ValueError(msg)
+        return self
+
+    @classmethod
+    def load(cls, args: dict[str, Any] | None = None) -> Settings:
+        """Build the settings from a deploy file's `args` and the environment.
+
+        Raises:
+            ConfigError: naming each key and each variable that is unknown or wrong.
+        """
+        faults = [*_unknown_variables()]
+        try:
+            settings = cls(**(args or {}))
+        except SettingsError as error:
+            faults.append(f"{error}; set its keys one by one, as PARLEY_SECTION_KEY")
+        except ValidationError as error:
+            faults += [_fault(found["loc"], found["msg"]) for found in _found(error)]
+        if faults:
+            msg = f"Wrong settings: {'; '.join(faults)}. `parley config show` prints every key."
+            raise ConfigError(msg)
+        return settings
+
+
+def _unknown_variables() -> Iterator[str]:
+    """Find the variables that pydantic-settings passes over, because they name no section."""
+    for name in sorted(os.environ):
+        upper = name.upper()  # letter case makes no difference to pydantic-settings
+        if not upper.startswith(_PREFIX) or upper in OTHER_VARIABLES:
+            continue
+        section, *key = upper.removeprefix(_PREFIX).lower().split("_", 1)
+        if section in Settings.model_fields:
+            continue
+        close = difflib.get_close_matches(section, Settings.model_fields, n=1)
+        meant = "_".join([*close, *key]).upper()
+        hint = f"did you mean {_PREFIX}{meant}?" if close else "unset it"
+        yield f"the environment's {name} is no setting ({hint})"
+
+
+def _found(error: ValidationError) -> list[Any]:
+    return list(error.errors(include_input=False, include_url=False))
+
+
+def _fault(place: tuple[int | str, ...], message: str) -> str:
+    said = message.removeprefix("Value error, ")
+    return f"{'.'.join(map(str, place))}: {said}" if place else said
