@@ -1,0 +1,1 @@
+"""From a checkpoint to a prepared model: readers, decoder graph, tokenizer files, store."""
