@@ -1,0 +1,1 @@
+"""Text to tokens and back: the chat template, encoding, and what each message costs."""
