@@ -1,0 +1,1 @@
+"""What computes logits: one protocol, one file per runtime."""

@@ -1,0 +1,146 @@
+"""The Generator deployment: a shell around `Engine`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping
+
+import ray
+from ray import serve
+from ray.serve.config import RequestRouterConfig
+
+from serve_app.generation.backends.base import Backend
+from serve_app.generation.backends.opening import open_backend
+from serve_app.generation.backends.simulated import SimulatedBackend
+from serve_app.generation.channels import FrameChannels
+from serve_app.generation.engine import Engine, EngineConfig
+from serve_app.messages.generation import Admitted, Frame, GenerateRequest
+from serve_app.models.store import PreparedModel
+from serve_app.models.tokenizer_files import TOKENIZER_FILE
+from serve_app.routing.listening import listen_on_node_address
+from serve_app.routing.serving import served_model, tokenizer_info
+from serve_app.settings import GeneratorSettings, Settings
+from serve_app.telemetry import metrics
+
+__all__ = ["Generator"]
+
+GAUGES_EVERY_S = 1.0
+
+
+@serve.deployment(
+    name="Generator",
+    request_router_config=RequestRouterConfig(
+        request_router_class="serve_app.routing.router:GeneratorRouter",
+        request_routing_stats_period_s=1.0,
+    ),
+)
+class Generator:
+    """One engine, its open channels, and what it says of itself."""
+
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
+        listen_on_node_address()
+        self._settings = settings.generator
+        self._replica = serve.get_replica_context().replica_id.unique_id
+        self._engine = await asyncio.to_thread(self._load, settings)
+        self._channels = FrameChannels(asyncio.get_running_loop(), self._engine.cancel_subscriber)
+        self._engine.start()
+        self._gauges = asyncio.create_task(self._keep_gauges())
+
+    async def submit(
+        self,
+        request: GenerateRequest,
+        *,
+        load: Mapping[str, int],  # noqa: ARG002  (read by the router)
+        affinity: str | None,  # noqa: ARG002  (read by the router)
+    ) -> AsyncIterator[Admitted | Frame]:
+        """Take a stream; then carry the subscriber's frames unless another call does already."""
+        self._engine.submit(request)
+        # No await between these two: frames are dispatched on this loop, so none can be missed.
+        carries = self._channels.open_stream(request.subscriber, request.stream)
+        try:
+            yield Admitted(self._replica, carries)
+        except BaseException:
+            # The caller is gone before it knew of the stream: nobody else will cancel it.
+            self._engine.cancel(request.request_id)
+            if carries:
+                self._channels.close(request.subscriber)
+            raise
+        if carries:
+            async for frame in self._channels.frames(request.subscriber):
+                yield frame
+
+    async def cancel(self, request_id: str, *, replica: str) -> None:  # noqa: ARG002  (read by the router)
+        """End a stream at the next step; one that is not here is no error."""
+        self._engine.cancel(request_id)
+
+    async def stats(self) -> dict[str, float]:
+        """Return the numbers that operators and the autoscaler look at."""
+        stats = self._engine.stats()
+        return {
+            "running": stats.running,
+            "waiting": stats.waiting,
+            "slots": stats.slots,
+            "free_slots": stats.free_slots,
+            "cached_tokens": stats.cached_tokens,
+            "generated_total": stats.generated_total,
+            "prefilled_total": stats.prefilled_total,
+            "prefix_hits_total": stats.prefix_hits_total,
+        }
+
+    def record_routing_stats(self) -> dict[str, float]:
+        """Tell routers how many streams this replica has."""
+        stats = self._engine.stats()
+        return {"streams": float(stats.running + stats.waiting)}
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell the autoscaler the same."""
+        return self.record_routing_stats()
+
+    def check_health(self) -> None:
+        """Raise when the step loop is dead or stuck."""
+        self._engine.check(self._settings.stall_timeout_s)
+
+    async def __del__(self) -> None:
+        """Let running replies end, then stop."""
+        if hasattr(self, "_gauges"):
+            self._gauges.cancel()
+            await asyncio.to_thread(self._engine.stop, self._settings.drain_timeout_s)
+
+    def _load(self, settings: Settings) -> Engine:
+        model = served_model(settings)
+        info = tokenizer_info(model, settings)
+        wanted = settings.generator
+        return Engine(
+            _backend(model, wanted),
+            EngineConfig.of(wanted, max_len=info.context_length),
+            eos_token_ids=info.eos_token_ids,
+            deliver=lambda frames: self._channels.deliver(frames),
+        )
+
+    async def _keep_gauges(self) -> None:
+        while True:
+            stats = self._engine.stats()
+            metrics.STREAMS_RUNNING.set(stats.running)
+            metrics.STREAMS_WAITING.set(stats.waiting)
+            metrics.SLOTS.set(stats.slots)
+            metrics.CACHE_TOKENS.set(stats.cached_tokens)
+            await asyncio.sleep(GAUGES_EVERY_S)
+
+
+def _backend(model: PreparedModel, wanted: GeneratorSettings) -> Backend:
+    interface = model.manifest.interface
+    if wanted.backend == "simulated":
+        return SimulatedBackend.speaking(
+            model.path / TOKENIZER_FILE,
+            vocab_size=interface.vocab_size,
+            context_length=interface.context_length,
+        )
+    return open_backend(model, threads=wanted.threads or _own_cpus())
+
+
+def _own_cpus() -> int:
+    """Return the CPUs that Ray gave this replica; below one, all that the machine has."""
+    given = ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0)
+    available = len(os.sched_getaffinity(0))
+    return min(int(given), available) if given >= 1 else available

@@ -1,0 +1,272 @@
+"""The step: admit, compute prompts and one more token for everybody, sample, send one frame each.
+
+Everything here happens in one thread; `engine` puts the thread and the locks around it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+
+from serve_app.errors import ParleyError
+from serve_app.generation.backends.base import Backend, PromptPiece
+from serve_app.generation.config import EngineConfig
+from serve_app.generation.outbox import Deliver, Outbox
+from serve_app.generation.pace import Pace
+from serve_app.generation.prefix_cache import PrefixCache
+from serve_app.generation.sampling import Sampled, sample
+from serve_app.generation.scheduler import Scheduler
+from serve_app.generation.sequence import Sequence
+from serve_app.generation.slots import Slots
+from serve_app.messages.generation import FinishReason
+
+__all__ = ["EngineCore"]
+
+logger = logging.getLogger(__name__)
+
+# How much of the past the measured throughput keeps with every step.
+_MEMORY = 0.95
+
+_BROKEN = (
+    "The model computed logits that are not numbers; if it stays so, check its files with "
+    "`parley model inspect NAME --verify`, or serve it in fp32."
+)
+_OVERFLOWED = (
+    "The request's penalties and biases made its logits infinite; send values nearer to those that "
+    "do nothing."
+)
+
+
+class EngineCore:
+    """Drives a backend step by step.
+
+    Args:
+        backend: computes logits; its memory is allocated here.
+        config: limits.
+        deliver: takes the frames, once a step, by subscriber.
+
+    Attributes:
+        scheduler: queue and running sequences.
+        slots: who is in which slot.
+        prefixes: index of the prefix cache.
+        generated: tokens sampled.
+        prefilled: prompt tokens computed, the last one of each prompt left out.
+        prefix_hits: prompt tokens copied from the prefix cache.
+        steps: steps taken.
+        step_s: seconds of the last one.
+        failures: steps in a row that failed, of those that computed logits.
+        failure: the last of these failures.
+    """
+
+    def __init__(self, backend: Backend, config: EngineConfig, deliver: Deliver) -> None:
+        blocks = config.prefix_cache_bytes // (backend.token_bytes * config.prefix_block)
+        backend.allocate(
+            slots=config.slots,
+            max_len=config.max_len,
+            blocks=blocks,
+            block_tokens=config.prefix_block,
+        )
+        self.slots = Slots(config.slots, backend.move, backend.vacate)
+        self.scheduler = Scheduler(
+            self.slots,
+            max_cached_tokens=config.max_cached_tokens,
+            prefill_chunk=config.prefill_chunk,
+        )
+        self.prefixes = PrefixCache(blocks=blocks, block_tokens=config.prefix_block)
+        self.generated = 0
+        self.prefilled = 0
+        self.prefix_hits = 0
+        self.steps = 0
+        self.step_s = 0.0
+        self.failures = 0
+        self.failure: Exception | None = None
+        self._backend = backend
+        self._pace = Pace(config.prompt_slowdown)
+        self._outbox = Outbox()
+        self._deliver = deliver
+        self._ended: list[Sequence] = []
+        # Rows of logits that this step computed, with and without numbers in them.
+        self._sound_rows = 0
+        self._broken_rows = 0
+        self._recent_tokens = 0.0
+        self._recent_s = 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Prompt and output tokens computed per second of recent steps; 0 before the first."""
+        return self._recent_tokens / self._recent_s if self._recent_s else 0.0
+
+    def add(self, sequence: Sequence) -> None:
+        """Put a sequence into the queue."""
+        self.scheduler.add(sequence)
+
+    def step(self) -> None:
+        """Run one step.
+
+        A failure of the backend ends the running sequences, not the engine; logits that are not
+        numbers end their own sequence, and are such a failure only if the step computed no others.
+        """
+        started, prefilled = time.monotonic(), self.prefilled
+        done = self.generated + prefilled
+        self._sound_rows = self._broken_rows = 0
+        try:
+            self._run()
+        except Exception as error:
+            logger.exception("a step failed; its streams end with an error")
+            self._count_failure(error)
+            self._fail_running(error)
+        else:
+            if self._sound_rows:
+                self.failures = 0
+            elif self._broken_rows:
+                self._count_failure(ParleyError(_BROKEN, code="engine_error"))
+        self.steps += 1
+        self.step_s = time.monotonic() - started
+        if self._sound_rows:
+            self._pace.observe(
+                self.step_s,
+                decoding=self._sound_rows,
+                prompt_tokens=self.prefilled - prefilled,
+            )
+        self._recent_tokens *= _MEMORY
+        self._recent_tokens += self.generated + self.prefilled - done
+        self._recent_s = self._recent_s * _MEMORY + self.step_s
+
+    def end(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        *,
+        code: str | None = None,
+        message: str | None = None,
+    ) -> None:
+        """End a sequence, wherever it is; its slot is free from now on."""
+        if sequence.running and reason is not FinishReason.ERROR:
+            self._keep_prefix(sequence)
+        self.scheduler.remove(sequence)
+        now = time.monotonic()
+        self._outbox.finished(
+            sequence.request, sequence.finished(reason, now, code=code, message=message)
+        )
+        self._ended.append(sequence)
+
+    def flush(self) -> list[Sequence]:
+        """Deliver what has come together since the last time; return the sequences that ended."""
+        self._outbox.deliver(self._deliver)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _run(self) -> None:
+        """Compute what the plan says of prompts, and one more token for everybody whose prompt is done."""
+        plan = self._plan()
+        sequences = self.scheduler.decoding()
+        if not plan and not sequences:
+            return
+        pieces = [
+            PromptPiece(
+                sequence.slot,
+                sequence.computed,
+                sequence.tokens[sequence.computed : sequence.computed + size],
+            )
+            for sequence, size in plan
+        ]
+        for sequence, size in plan:
+            sequence.computed += size
+        tokens = np.array([sequence.newest for sequence in sequences], np.int64)
+        lengths = np.array([sequence.computed for sequence in sequences], np.int32)
+        logits = self._backend.step(pieces, tokens, lengths)
+        self.prefilled += sum(size for _, size in plan)
+        for sequence, _ in plan:
+            if sequence is not self.scheduler.prefilling:
+                self._keep_prefix(sequence)
+        if not sequences:
+            return
+        sampled = sample(logits, [sequence.sampler for sequence in sequences])
+        for sequence in sequences:
+            sequence.computed += 1
+        self._accept(sequences, sampled)
+
+    def _plan(self) -> list[tuple[Sequence, int]]:
+        """Say how many tokens of whose prompts to compute now, in the order of admission.
+
+        A prompt's last token is no part of this: it is computed as all that decode, in this very step
+        if everything before it is.
+        """
+        plan: list[tuple[Sequence, int]] = []
+        decoding = self.scheduler.decoding_count
+        budget = self.scheduler.budget(self._pace.prompt_tokens(decoding=decoding))
+        while budget > 0:
+            sequence = self.scheduler.prefilling or self._admit(budget)
+            if sequence is None:
+                break
+            if size := self.scheduler.chunk(sequence, budget):
+                plan.append((sequence, size))
+                budget -= size
+            if size < sequence.uncomputed - 1:
+                break
+            self.scheduler.prefilled()
+        return plan
+
+    def _accept(self, sequences: list[Sequence], sampled: Sampled) -> None:
+        """Append the sampled tokens and end the sequences that are done, or got none."""
+        now = time.monotonic()
+        self._sound_rows += len(sequences) - len(sampled.broken)
+        self._broken_rows += len(sampled.broken)
+        self.generated += len(sequences) - len(sampled.broken) - len(sampled.overflowed)
+        if sampled.broken:
+            logger.error("a step computed %d rows that are not numbers", len(sampled.broken))
+            self.prefixes.clear()  # what these rows came from may be in it
+        tokens = sampled.tokens.tolist()
+        for row, (sequence, token, logprobs) in enumerate(
+            zip(sequences, tokens, sampled.logprobs, strict=True)
+        ):
+            if row in sampled.broken or row in sampled.overflowed:
+                message = _BROKEN if row in sampled.broken else _OVERFLOWED
+                self.end(sequence, FinishReason.ERROR, code="engine_error", message=message)
+                continue
+            if token in sequence.sampler.stop_token_ids:
+                self.end(sequence, FinishReason.STOP)
+                continue
+            sequence.append(token, now)
+            self._outbox.token(sequence.request, token, logprobs)
+            if sequence.full:
+                self.end(sequence, FinishReason.LENGTH)
+
+    def _admit(self, budget: int) -> Sequence | None:
+        """Give the next sequence a slot and what the prefix cache has of its prompt."""
+        while self.scheduler.can_admit():
+            head = self.scheduler.waiting[0]
+            if head.full:  # it came from elsewhere with all of its output
+                self.end(head, FinishReason.LENGTH)
+                continue
+            blocks = self.prefixes.match(head.tokens)
+            cached = len(blocks) * self.prefixes.block_tokens
+            now = time.monotonic()
+            sequence = self.scheduler.admit(cached=cached, budget=budget, now=now)
+            if blocks:
+                self._backend.load(blocks, sequence.slot)
+                self.prefix_hits += cached
+            return sequence
+        return None
+
+    def _keep_prefix(self, sequence: Sequence) -> None:
+        """Copy what is new in a slot into the prefix cache, if there is one."""
+        for start, block in self.prefixes.store(sequence.tokens[: sequence.computed]):
+            self._backend.save(sequence.slot, start, block)
+
+    def _count_failure(self, error: Exception) -> None:
+        self.failures += 1
+        self.failure = error
+
+    def _fail_running(self, error: Exception) -> None:
+        message = (
+            error.message
+            if isinstance(error, ParleyError)
+            else "The engine failed while computing this reply; try again."
+        )
+        # A block may have been promised to the cache and not written.
+        self.prefixes.clear()
+        for sequence in self.scheduler.running():
+            self.end(sequence, FinishReason.ERROR, code="engine_error", message=message)

@@ -1,0 +1,65 @@
+"""The Generator's health check is the engine's: a step that hangs makes the replica unhealthy."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from engine_driver import GatedBackend, request
+from ray.serve._private.constants import HEALTH_CHECK_METHOD
+
+from serve_app.errors import GeneratorLost
+from serve_app.generation import deployment
+from serve_app.models.store import PreparedModel
+from serve_app.settings import Settings
+
+_Generator: Any = deployment.Generator.func_or_class  # type: ignore[attr-defined]
+
+
+class Replica(_Generator):
+    """One that is ended by the test and not by the garbage collector, which can't await."""
+
+    def __del__(self) -> None:
+        pass
+
+
+@pytest.fixture
+def backend() -> GatedBackend:
+    return GatedBackend()
+
+
+@pytest.fixture
+async def replica(
+    monkeypatch: pytest.MonkeyPatch, bundled_int8: PreparedModel, backend: GatedBackend
+) -> AsyncIterator[Any]:
+    """The deployment as Serve constructs it, without Ray."""
+    context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r"))
+    monkeypatch.setattr(deployment, "listen_on_node_address", lambda: None)
+    monkeypatch.setattr(deployment.serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(deployment, "served_model", lambda _: bundled_int8)
+    monkeypatch.setattr(deployment, "_backend", lambda *_: backend)
+    settings = {"max_len": 64, "slots": 4, "max_cached_tokens": 256, "stall_timeout_s": 0.05}
+    made = object.__new__(Replica)
+    await made.__init__(Settings.load({"generator": settings}))
+    yield made
+    backend.let_go()
+    await _Generator.__del__(made)
+
+
+async def test_a_generator_whose_step_hangs_is_unhealthy(
+    replica: Any, backend: GatedBackend
+) -> None:
+    check = getattr(replica, HEALTH_CHECK_METHOD)
+    check()
+    async with aclosing(replica.submit(request(), load={}, affinity=None)) as call:
+        await anext(call)
+        assert await asyncio.to_thread(backend.waiting.wait, 10)
+        deadline = time.monotonic() + 10
+        with pytest.raises(GeneratorLost, match="in one step"):  # noqa: PT012
+            while time.monotonic() < deadline:
+                check()
