@@ -1,0 +1,103 @@
+"""The Dialogue deployment: a shell around `DialogueManager`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.dialogue.manager import DialogueManager
+from serve_app.errors import StateUnavailable
+from serve_app.messages.dialogue import (
+    CommitTurn,
+    ConversationView,
+    Item,
+    ItemsPage,
+    PlanTurn,
+    TurnPlan,
+)
+from serve_app.messages.tokenization import ChatEncoding, Message
+from serve_app.routing.listening import listen_on_node_address
+from serve_app.routing.remote_call import answer_of
+from serve_app.routing.serving import served_model, tokenizer_info
+from serve_app.settings import Settings, parley_home
+from serve_app.state.connection import RedisPool
+from serve_app.state.conversations import ConversationStore
+
+__all__ = ["Dialogue"]
+
+TOKENIZER_TIMEOUT_S = 10.0
+
+
+class _RemoteTokenizer:
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def encode_chat(self, messages: tuple[Message, ...]) -> ChatEncoding:
+        encoding: ChatEncoding = await answer_of(
+            lambda: self._handle.encode_chat.remote(messages), timeout_s=TOKENIZER_TIMEOUT_S
+        )
+        return encoding
+
+
+@serve.deployment(name="Dialogue")
+class Dialogue:
+    """Plans and commits turns, and keeps conversations."""
+
+    def __init__(self, settings: Settings, tokenizer: DeploymentHandle) -> None:
+        listen_on_node_address()
+        self._redis = RedisPool.open(settings.redis, parley_home())
+        self._manager = DialogueManager(
+            ConversationStore(
+                self._redis,
+                key_prefix=settings.redis.key_prefix,
+                ttl_s=settings.dialogue.conversation_ttl_s,
+                max_items=settings.dialogue.max_items,
+            ),
+            _RemoteTokenizer(tokenizer),
+            settings.dialogue,
+            context_length=tokenizer_info(served_model(settings), settings).context_length,
+        )
+
+    async def plan(self, turn: PlanTurn) -> TurnPlan:
+        """See `DialogueManager.plan`."""
+        return await self._manager.plan(turn)
+
+    async def commit(self, turn: CommitTurn) -> None:
+        """See `DialogueManager.commit`."""
+        await self._manager.commit(turn)
+
+    async def create(
+        self, tenant: str, *, metadata: Mapping[str, str], items: tuple[Item, ...]
+    ) -> ConversationView:
+        """See `DialogueManager.create`."""
+        return await self._manager.create(tenant, metadata=metadata, items=items)
+
+    async def get(self, tenant: str, conversation: str) -> ConversationView:
+        """See `DialogueManager.get`."""
+        return await self._manager.get(tenant, conversation)
+
+    async def delete(self, tenant: str, conversation: str) -> None:
+        """See `DialogueManager.delete`."""
+        await self._manager.delete(tenant, conversation)
+
+    async def items(self, tenant: str, conversation: str, **page: Any) -> ItemsPage:
+        """See `DialogueManager.items`."""
+        return await self._manager.items(tenant, conversation, **page)
+
+    async def state_reachable(self) -> bool:
+        """Whether Redis answers."""
+        try:
+            await self._redis.ping()
+        except StateUnavailable:
+            return False
+        return True
+
+    async def check_health(self) -> None:
+        """Raise when Redis is there and this replica can't get at it.
+
+        A Redis that is away is no reason to replace it: it still serves turns without a conversation.
+        """
+        await self._redis.check()

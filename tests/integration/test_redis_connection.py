@@ -1,0 +1,187 @@
+"""Redis away is one error, soon; Redis back is found without help; secrets stay secret."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import ssl
+import time
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from serve_app.errors import ConfigError, StateUnavailable
+from serve_app.settings import RedisSettings
+from serve_app.state.connection import RedisPool
+from serve_app.state.server import RedisServer
+
+SECRET = "hunter2hunter2"
+
+
+def pool_of(server: RedisServer, **given: float) -> RedisPool:
+    url = server.url()
+    assert url is not None
+    return RedisPool(url, RedisSettings(**given))
+
+
+async def test_it_pings(shared_redis: RedisServer) -> None:
+    pool = pool_of(shared_redis)
+    await pool.ping()
+    await pool.close()
+
+
+async def test_a_refused_connection_is_an_error_at_once() -> None:
+    pool = RedisPool(SecretStr(f"redis://:{SECRET}@127.0.0.1:1/0"), RedisSettings(timeout_s=60))
+    start = time.monotonic()
+    with pytest.raises(StateUnavailable, match="Redis can't be reached") as caught:
+        await pool.ping()
+    assert time.monotonic() - start < 30  # half of what waiting would take
+    assert caught.value.retry_after
+
+
+async def test_where_redis_is_stands_in_the_log_once_and_in_no_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "handlers", [handler])
+    pool = RedisPool(SecretStr(f"redis://me:{SECRET}@127.0.0.1:1/0"), RedisSettings())
+    for _ in range(3):
+        with pytest.raises(StateUnavailable) as caught:
+            await pool.ping()
+        assert "127.0.0.1" not in caught.value.message
+    (record,) = records
+    assert record.levelno == logging.WARNING
+    assert "Redis at 127.0.0.1:1 can't be reached" in record.getMessage()
+    assert SECRET not in record.getMessage()
+
+
+async def test_a_silent_redis_is_an_error_after_the_timeout(own_redis: RedisServer) -> None:
+    pool = pool_of(own_redis, timeout_s=1.5)
+    await pool.ping()
+    pid = own_redis.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for _ in range(2):
+            start = time.monotonic()
+            with pytest.raises(StateUnavailable, match=r"within 1\.5 s"):
+                await pool.ping()
+            assert time.monotonic() - start < 5  # not once more for every retry
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await pool.ping()
+    await pool.close()
+
+
+async def test_a_redis_that_was_killed_and_started_is_found_again(own_redis: RedisServer) -> None:
+    pool = pool_of(own_redis)
+    await asyncio.gather(*(pool.ping() for _ in range(8)))
+    pid = own_redis.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(StateUnavailable):
+        await pool.ping()
+    own_redis.start()
+    await asyncio.gather(*(pool.ping() for _ in range(8)))
+    await pool.close()
+
+
+async def test_a_restart_between_two_calls_goes_unnoticed(own_redis: RedisServer) -> None:
+    pool = pool_of(own_redis)
+    await asyncio.gather(*(pool.ping() for _ in range(8)))
+    own_redis.stop()
+    own_redis.start()
+    await asyncio.gather(*(pool.ping() for _ in range(8)))
+    await pool.close()
+
+
+async def test_a_call_given_up_does_not_leave_its_answer_to_the_next(
+    own_redis: RedisServer,
+) -> None:
+    pool = pool_of(own_redis, timeout_s=1.5, pool_size=1)
+    async with pool.client() as client:
+        await client.set("a", "of a")
+        await client.set("b", "of b")
+
+    async def get(key: str) -> object:
+        async with pool.client() as client:
+            return await client.get(key)
+
+    pid = own_redis.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(StateUnavailable):
+            await get("a")  # timed out
+        cancelled = asyncio.create_task(get("a"))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert [await get("b"), await get("a"), await get("b")] == [b"of b", b"of a", b"of b"]
+    await pool.close()
+
+
+async def test_more_callers_than_connections_wait_their_turn(shared_redis: RedisServer) -> None:
+    pool = pool_of(shared_redis, pool_size=2)
+    await asyncio.gather(*(pool.ping() for _ in range(50)))
+    await pool.close()
+
+
+async def test_a_wrong_password_is_told_without_telling_it(shared_redis: RedisServer) -> None:
+    url = shared_redis.url()
+    assert url is not None
+    address = url.get_secret_value().split("@")[1]
+    pool = RedisPool(SecretStr(f"redis://:{SECRET}@{address}"), RedisSettings())
+    with pytest.raises(StateUnavailable, match="refuses this user or password") as caught:
+        await pool.ping()
+    assert SECRET not in str(caught.value) + repr(pool) + repr(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [f"http://:{SECRET}@host", f"redis://:{SECRET}@host:port", f"redis://:{SECRET}@[x", SECRET],
+)
+def test_an_unusable_url_is_refused_without_telling_its_password(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RedisPool(SecretStr(url), RedisSettings())
+    assert SECRET not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+async def test_rediss_speaks_tls() -> None:
+    hello: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        first = await reader.read(3)
+        if not hello.done():
+            hello.set_result(first)
+        writer.close()
+
+    server = await asyncio.start_server(listen, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    pool = RedisPool(SecretStr(f"rediss://:{SECRET}@127.0.0.1:{port}/0"), RedisSettings())
+    with pytest.raises(StateUnavailable, match="can't be reached"):
+        await pool.ping()
+    assert (await hello)[:2] == bytes([22, ssl.TLSVersion.TLSv1 >> 8])  # a TLS handshake record
+    server.close()
+
+
+async def test_without_url_and_server_the_error_says_what_to_set(tmp_path: Path) -> None:
+    with pytest.raises(StateUnavailable, match="PARLEY_REDIS_URL"):
+        RedisPool.open(RedisSettings(), tmp_path)
+
+
+async def test_the_local_server_is_found_through_home(
+    own_redis: RedisServer, tmp_path: Path
+) -> None:
+    pool = RedisPool.open(RedisSettings(), tmp_path / "home")
+    await pool.ping()
+    await pool.close()
