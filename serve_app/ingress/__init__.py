@@ -1,0 +1,1 @@
+"""HTTP in, tokens out, and the token stream back into text."""

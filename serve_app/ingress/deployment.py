@@ -1,0 +1,84 @@
+"""The Ingress deployment: a shell around the ASGI application."""
+
+from __future__ import annotations
+
+import os
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+from tokenizers import Tokenizer as TokenizerFile
+
+from serve_app.errors import ConfigError
+from serve_app.ingress.application import build_application
+from serve_app.ingress.detokenizer import TokenTable
+from serve_app.ingress.edge import use_limits
+from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.remote import RemoteDialogue, RemoteGenerator, RemoteTokenizer
+from serve_app.ingress.services import Services
+from serve_app.routing.listening import listen_on_node_address, open_to_other_machines
+from serve_app.routing.serving import served_model, tokenizer_info
+from serve_app.settings import Settings, parley_home
+from serve_app.state.keys import KeyRing
+
+__all__ = ["Ingress"]
+
+UNARY_TIMEOUT_S = 15.0
+EDGE_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+EDGE = "serve_app.ingress.edge:middlewares"
+
+
+@serve.deployment(
+    name="Ingress", ray_actor_options={"runtime_env": {"env_vars": {EDGE_VARIABLE: EDGE}}}
+)
+@serve.ingress()
+class Ingress:
+    """HTTP in, streams of tokens back."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        dialogue: DeploymentHandle,
+        tokenizer: DeploymentHandle,
+        generator: DeploymentHandle,
+    ) -> None:
+        listen_on_node_address()
+        if os.environ.get(EDGE_VARIABLE) != EDGE:
+            message = (
+                f"Ingress replicas need {EDGE_VARIABLE}={EDGE} in their environment: set it under "
+                "ray_actor_options.runtime_env.env_vars of the Ingress in the deploy file."
+            )
+            raise ConfigError(message)
+        keys = KeyRing.open(settings.auth, parley_home())
+        if not keys.demands_key and open_to_other_machines():
+            reason = (
+                "auth.required is false: set it to true or leave it out"
+                if settings.auth.required is False
+                else f"{keys.file} holds none: make one with `parley key create NAME`"
+            )
+            message = (
+                f"HTTP is taken from other machines, and no API key is asked for, as {reason}; "
+                "or keep http_options.host to 127.0.0.1."
+            )
+            raise ConfigError(message)
+        use_limits(settings.ingress)
+        model = served_model(settings)
+        generators = RemoteGenerator(generator, timeout_s=UNARY_TIMEOUT_S)
+        self._services = Services(
+            settings=settings,
+            model=tokenizer_info(model, settings),
+            table=TokenTable(TokenizerFile.from_file(str(model.path / "tokenizer.json"))),
+            generators=GeneratorClient(generators, silence_s=settings.ingress.generator_silence_s),
+            generator_stats=generators,
+            dialogue=RemoteDialogue(dialogue, timeout_s=UNARY_TIMEOUT_S),
+            tokenizer=RemoteTokenizer(tokenizer, timeout_s=UNARY_TIMEOUT_S),
+            keys=keys,
+        )
+
+    def check_health(self) -> None:
+        """Raise when this replica could no longer tell that a generator is lost."""
+        self._services.generators.check()
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Build the application once the services are there; Serve calls this."""
+        return build_application(self._services)

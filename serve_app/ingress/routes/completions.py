@@ -1,0 +1,140 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from hashlib import blake2b
+
+from fastapi import APIRouter, Request, Response
+
+from serve_app.api.body import parse_body
+from serve_app.api.completion_stream import CompletionStreamEncoder
+from serve_app.api.completions import CompletionRequest, completion_object
+from serve_app.api.errors import error_event
+from serve_app.api.ids import completion_id
+from serve_app.api.reply import Extras
+from serve_app.api.sse import DONE
+from serve_app.errors import ContextLengthExceeded, InvalidRequest
+from serve_app.ingress.event_stream import EventStream
+from serve_app.ingress.json_response import JsonResponse
+from serve_app.ingress.replies import Generation
+from serve_app.ingress.services import Services, random_seed
+from serve_app.messages.generation import GenerateRequest
+
+__all__ = ["completion_routes"]
+
+_AFFINITY_TOKENS = 256
+
+
+def completion_routes(services: Services) -> APIRouter:
+    """Return the completions API."""
+    router = APIRouter()
+    limits = services.settings.ingress
+
+    @router.post("/v1/completions")
+    async def create_completion(request: Request) -> Response:
+        generation = services.generation()
+        body = parse_body(await request.body(), CompletionRequest, max_depth=limits.max_json_depth)
+        services.check_model(body.model)
+        completion, created = completion_id(), int(time.time())
+        async with generation.in_time(body.timeout):
+            requests = await _requests(body, completion, services)
+        encoders = [
+            CompletionStreamEncoder(
+                completion=completion,
+                model=services.model.model,
+                created=created,
+                choice=choice,
+                include_usage=body.include_usage,
+            )
+            for choice in range(len(requests))
+        ]
+        await generation.open(requests, body.stop)
+        if not body.stream:
+            try:
+                replies = await generation.replies()
+            finally:
+                generation.close()
+            return JsonResponse(
+                completion_object(
+                    completion=completion,
+                    model=services.model.model,
+                    created=created,
+                    replies=replies,
+                    usage=generation.usage(prompts=len(body.prompt)),
+                    extras=Extras(),
+                )
+            )
+        return EventStream(
+            _events(generation, encoders, body),
+            broken=error_event,
+            close=generation.close,
+        )
+
+    return router
+
+
+async def _requests(
+    body: CompletionRequest, completion: str, services: Services
+) -> list[GenerateRequest]:
+    limits = services.settings.ingress
+    prompts = body.checked_prompts(services.model.vocab_size)
+    if len(prompts) * body.n > limits.max_choices:
+        message = (
+            f"{len(prompts)} prompts with n={body.n} make {len(prompts) * body.n} choices; at most "
+            f"{limits.max_choices} are made (setting ingress.max_choices)."
+        )
+        raise InvalidRequest(message, param="n")
+    context = services.model.context_length
+    seed = random_seed()
+    requests = []
+    for number, prompt in enumerate(prompts):
+        tokens = await services.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        if not tokens or len(tokens) >= context:
+            message = (
+                f"The prompt has {len(tokens)} tokens; it needs at least 1 and, with room for a "
+                f"reply, fewer than {context}."
+            )
+            raise ContextLengthExceeded(message, param="prompt")
+        for choice in range(body.n):
+            index = number * body.n + choice
+            requests.append(
+                GenerateRequest(
+                    request_id=f"{completion}-{index}",
+                    subscriber="",
+                    stream=0,
+                    prompt=tuple(tokens),
+                    sampling=body.sampling(
+                        max_tokens=min(body.max_tokens, context - len(tokens)),
+                        vocab_size=services.model.vocab_size,
+                        defaults=services.sampling_defaults,
+                        seed=seed,
+                        choice=index,
+                    ),
+                    priority=body.priority,
+                    affinity=_beginning(tokens),
+                )
+            )
+    return requests
+
+
+def _beginning(tokens: Sequence[int]) -> str:
+    """Name what a prompt begins with, so that equal prompts meet in one replica's cache."""
+    beginning = ",".join(map(str, tokens[:_AFFINITY_TOKENS]))
+    return blake2b(beginning.encode(), digest_size=16).hexdigest()
+
+
+async def _events(
+    generation: Generation, encoders: Sequence[CompletionStreamEncoder], body: CompletionRequest
+) -> AsyncIterator[bytes]:
+    async for choice, deltas in generation.deltas():
+        if deltas is not None:
+            encode = encoders[choice].delta
+            yield b"".join([encode(delta.text, delta.logprobs) for delta in deltas])
+        elif (reply := generation.choices[choice].reply) is not None:
+            yield encoders[choice].finish(reply.reason)
+    usage = generation.usage(prompts=len(body.prompt))
+    if body.include_usage:
+        yield encoders[0].usage(usage)
+    yield DONE

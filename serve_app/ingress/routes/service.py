@@ -1,0 +1,69 @@
+"""What operators and clients ask about the service itself."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Response
+
+from serve_app import __version__
+from serve_app.api.models import model_list, model_object
+from serve_app.errors import ParleyError
+from serve_app.ingress.json_response import JsonResponse
+from serve_app.ingress.services import Services
+from serve_app.telemetry.process_metrics import exposition
+
+__all__ = ["service_routes"]
+
+
+def service_routes(services: Services) -> APIRouter:
+    """Return health, readiness, version, metrics and models."""
+    router = APIRouter()
+
+    @router.get("/health")
+    async def health() -> Response:
+        return JsonResponse({"status": "ok"})
+
+    @router.get("/ready")
+    async def ready() -> Response:
+        """Say whether a stateless request can be served; what needs Redis may be degraded."""
+        try:
+            generator = await services.generator_stats.stats()
+            redis = await services.dialogue.state_reachable()
+            await services.tokenizer.encode("ready")
+        except ParleyError as error:
+            return JsonResponse(
+                {"status": "not ready", "reason": error.message},
+                status_code=503,
+                headers={"retry-after": "1"},
+            )
+        return JsonResponse(
+            {
+                "status": "ready" if redis else "degraded",
+                "model": services.model.model,
+                "redis": "up" if redis else "down",
+                "generator": generator,
+            }
+        )
+
+    @router.get("/version")
+    async def version() -> Response:
+        return JsonResponse({"version": __version__})
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        return Response(
+            await asyncio.to_thread(exposition),
+            media_type="text/plain; version=1.0.0; charset=utf-8",
+        )
+
+    @router.get("/v1/models")
+    async def list_models() -> Response:
+        return JsonResponse(model_list([services.model]))
+
+    @router.get("/v1/models/{name:path}")
+    async def get_model(name: str) -> Response:
+        services.check_model(name)
+        return JsonResponse(model_object(services.model))
+
+    return router

@@ -1,0 +1,126 @@
+"""Everything that the routes work with."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from serve_app.api.sampling import SamplingDefaults
+from serve_app.errors import ModelNotFound
+from serve_app.ingress.detokenizer import TokenTable
+from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.replies import Generation
+from serve_app.messages.dialogue import (
+    CommitTurn,
+    ConversationView,
+    Item,
+    ItemsPage,
+    PlanTurn,
+    TurnPlan,
+)
+from serve_app.messages.tokenization import ChatEncoding, Message, TokenizerInfo
+from serve_app.settings import Settings
+from serve_app.state.keys import KeyRing
+
+__all__ = ["DialoguePort", "GeneratorStatsPort", "Services", "TokenizerPort", "random_seed"]
+
+
+class DialoguePort(Protocol):
+    """The Dialogue deployment as the ingress calls it."""
+
+    def plan(self, turn: PlanTurn) -> Awaitable[TurnPlan]:
+        """Plan a turn's prompt."""
+
+    def commit(self, turn: CommitTurn) -> Awaitable[None]:
+        """Store a finished turn."""
+
+    def create(
+        self, tenant: str, *, metadata: Mapping[str, str], items: tuple[Item, ...]
+    ) -> Awaitable[ConversationView]:
+        """Start a conversation."""
+
+    def get(self, tenant: str, conversation: str) -> Awaitable[ConversationView]:
+        """Return a conversation."""
+
+    def delete(self, tenant: str, conversation: str) -> Awaitable[None]:
+        """Forget a conversation."""
+
+    def items(self, tenant: str, conversation: str, **page: Any) -> Awaitable[ItemsPage]:
+        """Return a page of items."""
+
+    def state_reachable(self) -> Awaitable[bool]:
+        """Whether Redis answers."""
+
+
+class TokenizerPort(Protocol):
+    """The Tokenizer deployment as the ingress calls it."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> Awaitable[tuple[int, ...]]:
+        """Encode a text."""
+
+    def decode(self, tokens: tuple[int, ...]) -> Awaitable[str]:
+        """Decode tokens."""
+
+    def encode_chat(
+        self, messages: tuple[Message, ...], *, add_generation_prompt: bool = True
+    ) -> Awaitable[ChatEncoding]:
+        """Render and encode a conversation."""
+
+
+class GeneratorStatsPort(Protocol):
+    """What the ingress asks a generator about itself."""
+
+    def stats(self) -> Awaitable[dict[str, float]]:
+        """Return one replica's numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What one ingress replica has at hand.
+
+    Attributes:
+        settings: the whole tree.
+        model: the model that is served.
+        table: its tokens, for turning them into text.
+        generators: opens streams.
+        generator_stats: asks generators about themselves.
+        dialogue: plans and commits turns.
+        tokenizer: encodes and decodes.
+        keys: API keys.
+    """
+
+    settings: Settings
+    model: TokenizerInfo
+    table: TokenTable
+    generators: GeneratorClient
+    generator_stats: GeneratorStatsPort
+    dialogue: DialoguePort
+    tokenizer: TokenizerPort
+    keys: KeyRing
+
+    def check_model(self, name: str | None) -> None:
+        """Refuse a model that isn't served.
+
+        Raises:
+            ModelNotFound: naming the one that is.
+        """
+        if name is not None and name != self.model.model:
+            message = f"No model {name[:100]!r} is served here; use {self.model.model!r}."
+            raise ModelNotFound(message, param="model")
+
+    @property
+    def sampling_defaults(self) -> SamplingDefaults:
+        """What applies where a request says nothing."""
+        return SamplingDefaults(**self.settings.sampling.model_dump())
+
+    def generation(self) -> Generation:
+        """Start the clock of a request that will generate."""
+        limit_s = self.settings.ingress.request_timeout_s
+        return Generation(self.generators, self.table, limit_s=limit_s)
+
+
+def random_seed() -> int:
+    """Return a seed for a request that brings none."""
+    return secrets.randbits(63)

@@ -1,0 +1,1 @@
+"""Which replica gets a request, how many replicas there are, and where they listen."""

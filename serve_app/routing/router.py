@@ -1,0 +1,99 @@
+"""Chooses the generator replica of a stream: affinity first, within a bound on imbalance."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+
+__all__ = ["GeneratorRouter", "rank_replicas"]
+
+LOAD_BOUND = 1.25
+"""A preferred replica may carry this many times the mean load, plus one stream.
+
+Source: Mirrokni, Thorup, Zadimoghaddam 2018, "Consistent Hashing with Bounded Loads".
+"""
+
+
+# Conversations whose replica is remembered; one takes some hundred bytes.
+_MOST_HOMES = 65536
+
+
+def rank_replicas(
+    replicas: Sequence[str],
+    affinity: str | None,
+    load: Mapping[str, float],
+    home: str | None = None,
+) -> list[str]:
+    """Order replicas from the best choice to the last.
+
+    A stream with an affinity key prefers the replica that had its key last, else the one that
+    rendezvous hashing gives the key, as long as that replica isn't loaded beyond `LOAD_BOUND`;
+    everything else goes by load.
+
+    Args:
+        replicas: unique ids of the replicas that may be chosen.
+        affinity: the stream's key, or None.
+        load: streams running and waiting per replica; a replica that is missing has none.
+        home: the replica that had the key last, if anybody knows.
+    """
+    by_load = sorted(replicas, key=lambda replica: (load.get(replica, 0.0), _weight(replica, "")))
+    if affinity is None or len(by_load) < 2:
+        return by_load
+    if home is not None and home in replicas:
+        preferred = home
+    else:
+        preferred = max(replicas, key=lambda replica: _weight(replica, affinity))
+    mean = sum(load.get(replica, 0.0) for replica in replicas) / len(replicas)
+    if load.get(preferred, 0.0) > LOAD_BOUND * mean + 1:
+        return by_load
+    return [preferred, *(replica for replica in by_load if replica != preferred)]
+
+
+def _weight(replica: str, key: str) -> bytes:
+    return hashlib.blake2b(f"{key}\0{replica}".encode(), digest_size=8).digest()
+
+
+class GeneratorRouter(RequestRouter):  # type: ignore[misc]
+    """Routes by the call's keyword arguments.
+
+    `replica` pins a call to the replica with that unique id, or, when it is gone, to any: a
+    cancellation that arrives at the wrong place does no harm. `load` is the caller's own count of
+    streams per replica, fresher than what replicas publish; `affinity` is the stream's key.
+
+    A conversation that once had to go elsewhere stays there: its last turn is in that cache.
+    """
+
+    def initialize_state(self, **_: object) -> None:
+        """Begin without a memory; Serve calls this once."""
+        # The replica that each key went to last, least recently used first.
+        self._homes: OrderedDict[str, str] = OrderedDict()
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        """Return the candidates as one rank each, best first."""
+        by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
+        call: Mapping[str, Any] = pending_request.kwargs if pending_request else {}
+        pinned = by_id.get(call.get("replica", ""))
+        if pinned is not None:
+            return [[pinned]]
+        own = call.get("load") or {}
+        load = {
+            name: max(float(own.get(name, 0)), float(replica.routing_stats.get("streams", 0)))
+            for name, replica in by_id.items()
+        }
+        affinity = call.get("affinity")
+        home = self._homes.get(affinity) if affinity else None
+        ranked = rank_replicas(list(by_id), affinity, load, home)
+        if affinity and ranked:
+            self._homes[affinity] = ranked[0]
+            self._homes.move_to_end(affinity)
+            if len(self._homes) > _MOST_HOMES:
+                self._homes.popitem(last=False)
+        return [[by_id[name]] for name in ranked]

@@ -1,0 +1,366 @@
+"""The ingress' end of the channels, against replicas that are played by the test."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+
+from serve_app.errors import GeneratorLost, InvalidRequest, Overloaded, ParleyError
+from serve_app.ingress import generator_client
+from serve_app.ingress.generator_client import ADMISSION_TRIES, GeneratorClient
+from serve_app.messages.generation import (
+    Admitted,
+    Finished,
+    FinishReason,
+    Frame,
+    GenerateRequest,
+    SamplingParams,
+)
+
+
+class Call:
+    """One call to a generator: what the test puts here arrives at the client."""
+
+    def __init__(self, request: GenerateRequest, load: Mapping[str, int]) -> None:
+        self.stream = request.stream
+        self.load = dict(load)
+        self.items: asyncio.Queue[Admitted | Frame | Exception | None] = asyncio.Queue()
+        self.over = asyncio.Event()
+        self.read_to_its_end = False
+
+    def send(self, *items: Admitted | Frame | Exception | None) -> None:
+        for item in items:
+            self.items.put_nowait(item)
+
+    async def read(self) -> AsyncIterator[Admitted | Frame]:
+        try:
+            while (item := await self.items.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+            self.read_to_its_end = True
+        finally:
+            self.over.set()
+
+
+class Port:
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.called = asyncio.Event()
+        self.cancelled: list[tuple[str, str]] = []
+
+    def submit(
+        self, request: GenerateRequest, load: Mapping[str, int]
+    ) -> AsyncIterator[Admitted | Frame]:
+        call = Call(request, load)
+        self.calls.append(call)
+        self.called.set()
+        return call.read()
+
+    async def cancel(self, request_id: str, replica: str) -> None:
+        self.cancelled.append((request_id, replica))
+
+    async def next_call(self, number: int) -> Call:
+        async with asyncio.timeout(5):
+            while len(self.calls) <= number:
+                self.called.clear()
+                await self.called.wait()
+        return self.calls[number]
+
+
+class Ingress:
+    """A client, its port, and requests that are opened in the background."""
+
+    def __init__(self, **given: float) -> None:
+        self.port = Port()
+        self.client = GeneratorClient(self.port, **({"silence_s": 30.0} | given))
+        self._names = 0
+
+    async def open(self) -> tuple[Call, asyncio.Task[Any]]:
+        self._names += 1
+        request = GenerateRequest(
+            f"request-{self._names}", "", 0, (1, 2), SamplingParams(max_tokens=9, seed=1)
+        )
+        opening = asyncio.create_task(self.client.open(request))
+        return await self.port.next_call(len(self.port.calls)), opening
+
+    async def open_carrying(self, replica: str = "a") -> tuple[Call, Any]:
+        call, opening = await self.open()
+        call.send(Admitted(replica, carries_frames=True))
+        return call, await opening
+
+
+@pytest.fixture
+async def ingress() -> AsyncIterator[Ingress]:
+    made = Ingress()
+    yield made
+    await end(made)
+
+
+async def end(ingress: Ingress) -> None:
+    tasks = list(ingress.client._tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def frame(*tokens: tuple[int, int], finished: tuple[int, ...] = ()) -> Frame:
+    ends = tuple(Finished(it, FinishReason.STOP, 2, 0, 1, 0.0, 0.0, 0.0) for it in finished)
+    return Frame(
+        tuple(stream for stream, _ in tokens), tuple(token for _, token in tokens), None, ends
+    )
+
+
+async def soon(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  (nothing tells of it)
+            await asyncio.sleep(0)
+
+
+async def lost(receiving: Awaitable[Any]) -> None:
+    with pytest.raises(GeneratorLost):
+        await asyncio.wait_for(receiving, 5)
+
+
+async def test_one_calls_frames_serve_all_streams_of_the_replica(ingress: Ingress) -> None:
+    carrier, first = await ingress.open_carrying()
+    other, opening = await ingress.open()
+    other.send(Admitted("a", carries_frames=False), None)
+    second = await opening
+    carrier.send(frame((carrier.stream, 7), (other.stream, 8)), frame(finished=(other.stream,)))
+    assert (await first.receive()).tokens == [7]
+    await soon(lambda: second.ended)
+    arrived = await second.receive()
+    assert (arrived.tokens, arrived.finished.reason) == ([8], FinishReason.STOP)
+    # A call that is dropped before its end is cancelled, and the stream may be with it.
+    await soon(lambda: other.read_to_its_end)
+    assert not carrier.over.is_set()
+
+
+async def test_a_stream_whose_admission_overtakes_the_carriers_is_not_lost(
+    ingress: Ingress,
+) -> None:
+    carrier, opening_carrier = await ingress.open()
+    other, opening = await ingress.open()
+    other.send(Admitted("a", carries_frames=False), None)
+    second = await opening
+    assert not second.ended
+    carrier.send(Admitted("a", carries_frames=True), frame((other.stream, 8)))
+    await opening_carrier
+    assert (await asyncio.wait_for(second.receive(), 5)).tokens == [8]
+
+
+async def test_tokens_that_come_before_their_streams_admission_are_kept(ingress: Ingress) -> None:
+    carrier, first = await ingress.open_carrying()
+    other, opening = await ingress.open()
+    carrier.send(frame((other.stream, 8), (carrier.stream, 7)))
+    await first.receive()
+    other.send(Admitted("a", carries_frames=False), None)
+    assert (await (await opening).receive()).tokens == [8]
+
+
+@pytest.mark.parametrize("broken_by", [RayActorError(), None])
+async def test_a_channel_that_breaks_fails_every_stream_of_its_replica(
+    ingress: Ingress, broken_by: Exception | None
+) -> None:
+    carrier, first = await ingress.open_carrying("a")
+    other, opening = await ingress.open()
+    other.send(Admitted("a", carries_frames=False), None)
+    second = await opening
+    elsewhere, third = await ingress.open_carrying("b")
+    carrier.send(frame((carrier.stream, 7)), broken_by)
+    await soon(lambda: first.ended and second.ended)
+    # What had arrived is still handed out.
+    assert (await first.receive()).tokens == [7]
+    await lost(first.receive())
+    await lost(second.receive())
+    elsewhere.send(frame((elsewhere.stream, 9)))
+    assert (await third.receive()).tokens == [9]
+
+
+async def test_a_lost_stream_is_cancelled_should_its_generator_be_alive(ingress: Ingress) -> None:
+    carrier, stream = await ingress.open_carrying()
+    carrier.send(RayActorError())
+    await lost(stream.receive())
+    ingress.client.close(stream)
+    await soon(lambda: ingress.port.cancelled == [("request-1", "a")])
+    assert ingress.client.open_streams == 0
+
+
+async def test_a_finished_stream_is_not_cancelled(ingress: Ingress) -> None:
+    carrier, stream = await ingress.open_carrying()
+    carrier.send(frame((carrier.stream, 7), finished=(carrier.stream,)))
+    await stream.receive()
+    ingress.client.close(stream)
+    again, opening = await ingress.open()
+    again.send(Admitted("a", carries_frames=False), None)
+    await opening
+    assert ingress.port.cancelled == []
+
+
+async def test_the_end_of_an_old_channel_does_not_touch_the_new_one(ingress: Ingress) -> None:
+    old, first = await ingress.open_carrying()
+    old.send(frame(finished=(old.stream,)))
+    await first.receive()
+    ingress.client.close(first)
+    new, second = await ingress.open_carrying()
+    old.send(None)
+    await asyncio.wait_for(old.over.wait(), 5)
+    new.send(frame((new.stream, 8)))
+    assert (await asyncio.wait_for(second.receive(), 5)).tokens == [8]
+
+
+async def test_a_replica_that_dies_before_admission_costs_a_try(ingress: Ingress) -> None:
+    first, opening = await ingress.open()
+    first.send(RayActorError())
+    second = await ingress.port.next_call(1)
+    second.send(Admitted("b", carries_frames=True))
+    stream = await opening
+    # Whatever the first try may still produce is not part of the reply.
+    second.send(frame((first.stream, 6), (second.stream, 7)))
+    assert (await stream.receive()).tokens == [7]
+    assert ingress.client.open_streams == 1
+
+
+async def test_after_some_tries_there_is_no_generator(ingress: Ingress) -> None:
+    _, opening = await ingress.open()
+    for number in range(ADMISSION_TRIES):
+        (await ingress.port.next_call(number)).send(RayActorError())
+    await lost(opening)
+    await soon(lambda: ingress.client.open_streams == 0)
+    assert len(ingress.port.calls) == ADMISSION_TRIES
+
+
+@pytest.mark.parametrize("refusal", [Overloaded("full"), InvalidRequest("no")])
+async def test_a_refusal_is_passed_on_at_once(ingress: Ingress, refusal: ParleyError) -> None:
+    call, opening = await ingress.open()
+    call.send(refusal)
+    with pytest.raises(type(refusal)):
+        await opening
+    await soon(lambda: ingress.client.open_streams == 0)
+    assert len(ingress.port.calls) == 1
+
+
+async def test_a_replica_that_does_not_answer_is_an_overload_and_the_call_is_ended() -> None:
+    ingress = Ingress(admission_s=0.05)
+    call, opening = await ingress.open()
+    with pytest.raises(Overloaded):
+        await opening
+    await asyncio.wait_for(call.over.wait(), 5)
+    await soon(lambda: ingress.client.open_streams == 0)
+    await end(ingress)
+
+
+async def test_an_opening_given_up_is_cancelled_once_it_is_admitted(ingress: Ingress) -> None:
+    call, opening = await ingress.open()
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    call.send(Admitted("a", carries_frames=True))
+    await soon(lambda: ingress.port.cancelled == [("request-1", "a")])
+    assert ingress.client.open_streams == 0
+    # Its call carries on: other streams may come to use it.
+    other, opening = await ingress.open()
+    other.send(Admitted("a", carries_frames=False), None)
+    stream = await opening
+    call.send(frame((other.stream, 8)))
+    assert (await stream.receive()).tokens == [8]
+    assert other.load == {}
+
+
+async def test_an_opening_given_up_and_refused_leaves_nothing(ingress: Ingress) -> None:
+    call, opening = await ingress.open()
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    call.send(Overloaded("full"))
+    await soon(lambda: ingress.client.open_streams == 0)
+    complaints: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    await soon(lambda: len(ingress.client._tasks) == 1)  # the watchdog
+    gc.collect()
+    assert complaints == []
+
+
+async def test_routing_is_told_how_many_streams_each_replica_has(ingress: Ingress) -> None:
+    _, first = await ingress.open_carrying("a")
+    _, second = await ingress.open_carrying("b")
+    call, opening = await ingress.open()
+    call.send(Admitted("a", carries_frames=False), None)
+    await opening
+    ingress.client.close(second)
+    call, opening = await ingress.open()
+    assert call.load == {"a": 2}
+    opening.cancel()
+    call.send(Overloaded("full"))
+    ingress.client.close(first)
+    ingress.client.close(first)
+    call, opening = await ingress.open()
+    assert call.load == {"a": 1}
+    opening.cancel()
+
+
+async def test_silence_is_loss() -> None:
+    ingress = Ingress(silence_s=0.1)
+    carrier, stream = await ingress.open_carrying()
+    await lost(stream.receive())
+    await asyncio.wait_for(carrier.over.wait(), 5)
+    await end(ingress)
+
+
+async def test_a_carrier_that_never_comes_is_loss() -> None:
+    ingress = Ingress(silence_s=0.1)
+    call, opening = await ingress.open()
+    call.send(Admitted("a", carries_frames=False), None)
+    await lost((await opening).receive())
+    await end(ingress)
+
+
+class Clock:
+    """Stands still unless the test moves it, however long the machine takes.
+
+    Attributes:
+        now: what it shows.
+        looks: how often somebody has looked at it.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.looks = 0
+
+    def monotonic(self) -> float:
+        self.looks += 1
+        return self.now
+
+
+async def test_heartbeats_are_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(generator_client, "time", clock)
+    ingress = Ingress(silence_s=0.02)
+    carrier, stream = await ingress.open_carrying()
+    (channel,) = ingress.client._channels.values()
+    receiving = asyncio.create_task(stream.receive())
+    for _ in range(20):
+        seen = clock.looks
+        clock.now += 0.015
+        await soon(lambda seen=seen: clock.looks > seen)  # only the watch looks now
+        carrier.send(Frame())
+        await soon(lambda: channel.last_frame == clock.now)
+    assert not receiving.done()
+    carrier.send(frame((carrier.stream, 7)))
+    assert (await receiving).tokens == [7]
+    await end(ingress)
+
+
+async def test_an_ingress_that_no_longer_watches_is_unhealthy(ingress: Ingress) -> None:
+    ingress.client.check()
+    await ingress.open_carrying()
+    ingress.client.check()
+    await end(ingress)
+    with pytest.raises(RuntimeError, match="watch"):
+        ingress.client.check()

@@ -1,0 +1,118 @@
+"""Which generator replica gets a stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from serve_app.routing.router import GeneratorRouter, rank_replicas
+
+REPLICAS = ["a", "b", "c", "d"]
+KEYS = [f"conversation-{number}" for number in range(400)]
+
+
+def first(replicas: list[str], key: str, load: dict[str, float] | None = None) -> str:
+    return rank_replicas(replicas, key, load or {})[0]
+
+
+def test_every_replica_is_ranked_once() -> None:
+    for key in (None, *KEYS[:20]):
+        assert sorted(rank_replicas(REPLICAS, key, {"b": 3, "gone": 9})) == REPLICAS
+    assert rank_replicas([], "key", {}) == []
+
+
+def test_a_conversation_keeps_its_replica_in_whatever_order_replicas_are_listed() -> None:
+    for key in KEYS:
+        assert first(REPLICAS, key) == first(REPLICAS[::-1], key)
+
+
+def test_conversations_are_spread_over_all_replicas() -> None:
+    count = Counter(first(REPLICAS, key) for key in KEYS)
+    assert min(count[replica] for replica in REPLICAS) > len(KEYS) / len(REPLICAS) / 2
+
+
+def test_a_replica_that_leaves_moves_only_its_own_conversations() -> None:
+    left = REPLICAS[:-1]
+    for key in KEYS:
+        if (before := first(REPLICAS, key)) in left:
+            assert first(left, key) == before
+
+
+def test_a_preferred_replica_may_be_busier_than_the_mean_but_not_by_much() -> None:
+    key = KEYS[0]
+    preferred = first(REPLICAS, key)
+    idle = next(replica for replica in REPLICAS if replica != preferred)
+    load = dict.fromkeys(REPLICAS, 8.0) | {idle: 0.0}
+    # A mean of 8 allows 1.25 * 8 + 1 streams.
+    assert first(REPLICAS, key, load | {preferred: 10.0, idle: 6.0}) == preferred
+    assert first(REPLICAS, key, load | {preferred: 30.0}) == idle
+
+
+@pytest.mark.parametrize("key", [None, KEYS[0]])
+def test_what_is_not_preferred_goes_by_load(key: str | None) -> None:
+    load = {"a": 3.0, "b": 1.0, "c": 2.0}  # none is known of d
+    ranked = [one for one in rank_replicas(REPLICAS, key, load) if one != first(REPLICAS, KEYS[0])]
+    assert ranked == sorted(ranked, key=lambda replica: load.get(replica, 0.0))
+
+
+def new_router() -> GeneratorRouter:
+    router = GeneratorRouter.__new__(GeneratorRouter)  # it needs nothing of Serve's to choose
+    router.initialize_state()
+    return router
+
+
+def chosen(
+    call: dict[str, Any] | None, router: GeneratorRouter | None = None, **published: float
+) -> list[str]:
+    """Return the names of the replicas that the router offers, best first."""
+    candidates: list[Any] = [
+        SimpleNamespace(
+            replica_id=SimpleNamespace(unique_id=name),
+            routing_stats={} if published.get(name) is None else {"streams": published[name]},
+        )
+        for name in REPLICAS
+    ]
+    pending: Any = None if call is None else SimpleNamespace(kwargs=call)
+    ranks = asyncio.run((router or new_router()).choose_replicas(candidates, pending))
+    assert all(len(rank) == 1 for rank in ranks)
+    return [rank[0].replica_id.unique_id for rank in ranks]
+
+
+def test_a_pinned_call_goes_to_its_replica_alone() -> None:
+    assert chosen({"replica": "c", "affinity": KEYS[0]}, c=1000.0) == ["c"]
+
+
+def test_a_call_pinned_to_a_replica_that_is_gone_goes_to_any() -> None:
+    assert sorted(chosen({"replica": "gone"})) == REPLICAS
+
+
+def test_load_is_the_greater_of_what_the_caller_counts_and_what_replicas_publish() -> None:
+    assert chosen({"load": {"a": 5, "b": 1}, "affinity": None}, b=4.0, c=3.0, d=9.0) == [*"cbad"]
+
+
+def test_a_call_without_routing_goes_by_what_replicas_publish() -> None:
+    for call in (None, {}, {"load": None}):
+        assert chosen(call, a=4.0, b=3.0, c=2.0, d=1.0) == [*"dcba"]
+
+
+def test_a_conversation_that_had_to_go_elsewhere_stays_there() -> None:
+    router, call = new_router(), {"affinity": KEYS[0]}
+    preferred = chosen(call, router)[0]
+    busy = {preferred: 50.0}
+    elsewhere = chosen(call, router, **busy)[0]
+    assert elsewhere != preferred
+    assert chosen(call, router)[0] == elsewhere
+    # Until that one is too busy as well, or gone.
+    assert chosen(call, router, **{elsewhere: 50.0})[0] != elsewhere
+
+
+def test_the_memory_of_conversations_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.routing.router._MOST_HOMES", 3)
+    router = new_router()
+    for key in KEYS[:10]:
+        chosen({"affinity": key}, router)
+    assert list(router._homes) == KEYS[7:10]
