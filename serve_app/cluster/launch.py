@@ -1,0 +1,202 @@
+"""Starting a run, step by step; whatever goes wrong, nothing of it stays."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import psutil
+
+from serve_app.cluster.deploy_file import APPLICATION, Deployment
+from serve_app.cluster.guard import Guard
+from serve_app.cluster.ports import free_ports, require_free
+from serve_app.cluster.processes import marked_processes
+from serve_app.cluster.ray_head import RayHead, RayPorts
+from serve_app.cluster.readiness import await_ready
+from serve_app.cluster.redis_keeper import RedisKeeper
+from serve_app.cluster.run_folder import RunFolder, RunState
+from serve_app.cluster.serve_api import ServeApi
+from serve_app.cluster.steps import Steps
+from serve_app.cluster.teardown import end_run
+from serve_app.errors import ConfigError
+from serve_app.models.store import ModelStore, PreparedModel
+from serve_app.state.connection import RedisPool
+from serve_app.state.server import RedisServer, find_redis_server
+
+__all__ = ["follow", "start"]
+
+# On one machine the proxy finds replicas at 127.0.0.1, so they must listen there too.
+_HOSTS = ("127.0.0.1", "0.0.0.0")  # noqa: S104 - refused elsewhere while there is no API key
+_ROOM_BYTES = 256 << 20
+_FOLLOW_S = 3.0
+_LOST_AFTER = 5
+
+
+def start(home: Path, deployment: Deployment, guard: Guard, steps: Steps) -> RunState:
+    """Prepare the model, start Redis and Ray, deploy, and wait until requests are served.
+
+    Args:
+        home: PARLEY_HOME.
+        deployment: what to run.
+        guard: cleans up if this process is killed.
+        steps: told about each step.
+
+    Returns:
+        The state of the run.
+
+    Raises:
+        ConfigError: something runs here already, a port is busy, or a part does not start.
+        ModelError: the model can't be had or prepared.
+        StateUnavailable: Redis does not start.
+        OSError: the disk is full or a folder can't be written.
+    """
+    folder = RunFolder(home)
+    with folder.locked():
+        folder.create()
+        _clear_leftovers(folder, steps)
+        _require_address(deployment)
+        _require_redis(deployment)
+        model = _prepare_model(home, deployment, steps)
+        work_folder = folder.work_folder()
+        _require_room(home, work_folder)
+        folder.clear_sessions(work_folder)
+        head = RayHead(
+            folder, work_folder, RayPorts(*free_ports(len(fields(RayPorts)))), cpus=deployment.cpus
+        )
+        state = RunState(
+            run_id=guard.run_id,
+            phase="starting",
+            pid=os.getpid(),
+            pid_started=psutil.Process().create_time(),
+            began=time.time(),
+            url=deployment.url,
+            dashboard=head.dashboard,
+            deploy_file=str(deployment.file.absolute()),
+            model=deployment.settings.model.name or model.manifest.name,
+            model_folder=str(model.path),
+            own_redis=deployment.settings.redis.url is None,
+            drain_timeout_s=deployment.settings.generator.drain_timeout_s,
+        )
+        folder.save(state)
+        try:
+            _bring_up(folder, deployment, head, state, steps)
+        except BaseException:
+            # Ctrl-C included: what was started must go, whatever stopped it.
+            steps.end(well=False)
+            end_run(folder, state, steps, drain=False)
+            raise
+        state = state.model_copy(update={"phase": "running"})
+        folder.save(state)
+        return state
+
+
+def follow(home: Path, state: RunState, steps: Steps) -> None:
+    """Watch a run until it ends or changes hands; bring its own Redis back if it dies.
+
+    Returns when another command has ended the run.
+
+    Raises:
+        ConfigError: Ray is gone, or nothing can be learnt from it any more.
+    """
+    folder = RunFolder(home)
+    redis = RedisKeeper(folder, steps) if state.own_redis else None
+    seen: dict[str, str] = {}
+    unanswered = 0
+    with ServeApi(state.dashboard, folder.token()) as api:
+        while True:
+            now = folder.state()
+            if now is None or now.run_id != state.run_id or now.phase == "stopping":
+                return
+            if redis is not None:
+                redis.look()
+            if not marked_processes(state.run_id):
+                msg = f"Ray has ended; its logs are in {folder.logs}."
+                raise ConfigError(msg)
+            try:
+                applications = api.details()["applications"]
+                unanswered = 0
+            except ConfigError:
+                unanswered += 1
+                if unanswered >= _LOST_AFTER:
+                    raise
+                time.sleep(_FOLLOW_S)
+                continue
+            deployments = applications.get(APPLICATION, {}).get("deployments", {})
+            for name, one in deployments.items():
+                running = sum(replica["state"] == "RUNNING" for replica in one["replicas"])
+                line = f"{name}: {one['status'].lower()}, {running} of {one['target_num_replicas']} replicas"
+                if seen.get(name, line) != line:
+                    steps.note(line)
+                seen[name] = line
+            time.sleep(_FOLLOW_S)
+
+
+def _require_room(*folders: Path) -> None:
+    # What Redis and Ray say on a full disk is of no use to anybody.
+    for folder in folders:
+        free = shutil.disk_usage(folder).free
+        if free < _ROOM_BYTES:
+            msg = (
+                f"The disk of {folder} has {free >> 20} MB left; Redis, Ray and their logs need "
+                f"{_ROOM_BYTES >> 20} MB. Make room there and start again."
+            )
+            raise ConfigError(msg)
+
+
+def _clear_leftovers(folder: RunFolder, steps: Steps) -> None:
+    state = folder.state()
+    if state is None:
+        return
+    if state.phase == "running" and marked_processes(state.run_id):
+        msg = f"Parley runs already, at {state.url}; `parley down` ends it."
+        raise ConfigError(msg)
+    # Nobody else is at it, or the lock would be taken: an earlier command was killed.
+    steps.begin("Ending what an earlier run has left")
+    ended = end_run(folder, state, steps, drain=False)
+    steps.note(f"Ended {ended} processes of an earlier run that was killed.")
+
+
+def _require_address(deployment: Deployment) -> None:
+    if deployment.host not in _HOSTS:
+        msg = (
+            f"`parley up` listens on {_HOSTS[0]}, or on {_HOSTS[1]} for every interface; "
+            f"it can't on {deployment.host}."
+        )
+        raise ConfigError(msg)
+    require_free(deployment.host, deployment.port)
+
+
+def _require_redis(deployment: Deployment) -> None:
+    # Preparing the model takes a while, and Ray as long again, which would both be in vain.
+    settings = deployment.settings.redis
+    if settings.url is None:
+        find_redis_server()
+    else:
+        RedisPool(settings.url, settings)
+
+
+def _prepare_model(home: Path, deployment: Deployment, steps: Steps) -> PreparedModel:
+    wanted = deployment.settings.model
+    steps.begin(f"Preparing the model ({wanted.precision})")
+    return ModelStore(home).prepare(
+        wanted.source, precision=wanted.precision, form=wanted.form, progress=steps.update
+    )
+
+
+def _bring_up(
+    folder: RunFolder, deployment: Deployment, head: RayHead, state: RunState, steps: Steps
+) -> None:
+    url = deployment.settings.redis.url
+    if url is None:
+        steps.begin("Starting Redis")
+        url = RedisServer(folder.home).start()
+    steps.begin("Starting Ray")
+    head.start(head.environment(state.run_id, deployment.settings, url.get_secret_value()))
+    steps.begin("Deploying")
+    with ServeApi(state.dashboard, folder.token()) as api:
+        steps.update("starting Serve")
+        api.deploy(deployment.config)
+        await_ready(api, state.url, folder, steps)

@@ -1,0 +1,213 @@
+"""Deploy files: strict, with lines, and changed only in memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serve_app.cluster.deploy_file import Overrides, default_deploy_file, load_deployment
+from serve_app.errors import ConfigError
+from serve_app.state.keys import KeyRing
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARLEY_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def edited(tmp_path: Path):
+    """Write `deploy/local.yaml` with one text replaced by another."""
+
+    def write(old: str, new: str) -> Path:
+        text = default_deploy_file().read_text()
+        assert old in text
+        file = tmp_path / "edited.yaml"
+        file.write_text(text.replace(old, new, 1))
+        return file
+
+    return write
+
+
+def line_of(file: Path, text: str) -> int:
+    return next(n for n, line in enumerate(file.read_text().splitlines(), 1) if text in line)
+
+
+def refusal(file: Path) -> str:
+    with pytest.raises(ConfigError) as refused:
+        load_deployment(file)
+    return refused.value.message
+
+
+def generator(deployment) -> dict:
+    return next(
+        one
+        for one in deployment.config["applications"][0]["deployments"]
+        if one["name"] == "Generator"
+    )
+
+
+def test_serve_takes_the_file_that_ships() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(default_deploy_file().read_text()))
+    assert schema.applications[0].deployment_names == [
+        "Ingress",
+        "Dialogue",
+        "Tokenizer",
+        "Generator",
+    ]
+    assert all(one.is_autoscaling_configured() for one in schema.applications[0].deployments)
+    load_deployment()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "says"),
+    [
+        ("proxy_location:", "proxy_locatoin:", "proxy_locatoin", "did you mean `proxy_location`?"),
+        ("  port: 8000", "  prt: 8000", "prt", "did you mean `port`?"),
+        ("  port: 8000", "  port: many", "port: many", "valid integer"),
+        ("    route_prefix:", "    rute_prefix:", "rute_prefix", "`route_prefix`"),
+        ("max_replicas: 2", "max_replica: 2", "max_replica: 2", "did you mean `max_replicas`?"),
+        ("num_cpus: 0.1", "num_cpu: 0.1", "num_cpu: 0.1", "did you mean `num_cpus`?"),
+        ("max_replicas: 2", "max_replicas: 0", "max_replicas: 0", "greater than 0"),
+        ("min_replicas: 1", "min_replicas: 3", "autoscaling_config", "max_replicas (2) must be"),
+        ("- name: Dialogue", "- name: Dialog", "- name: Dialog", "no deployment of that name"),
+        ("        slots: 32", "        slot: 32", "slot: 32", "did you mean `slots`?"),
+        ("        slots: 32", "        slots: -1", "slots: -1", "greater than 0"),
+        ("      generator:", "      genrator:", "genrator:", "did you mean `generator`?"),
+        ("precision: int8", "precision: int9", "precision: int9", "'fp32' or 'int8'"),
+        ("        slots: 32", "        slots: 3\n        slots: 4", "slots: 4", "twice"),
+        ("encoding: TEXT", "encodin: TEXT", "encodin", "Extra inputs"),
+        (
+            "      generator:",
+            "      redis: {url: 'redis://:secret@h'}\n      generator:",
+            "redis: {url",
+            "PARLEY_REDIS_URL",
+        ),
+    ],
+)
+def test_a_fault_is_named_with_file_and_line(edited, old, new, key, says) -> None:
+    file = edited(old, new)
+    told = refusal(file)
+    assert says in told
+    assert f"{file}:{line_of(file, key)}: " in told
+    assert "secret" not in told
+
+
+def test_every_fault_is_named_at_once(edited, tmp_path: Path) -> None:
+    file = edited("proxy_location:", "proxy_locatoin:")
+    file.write_text(file.read_text().replace("        slots: 32", "        slot: 32"))
+    assert len(refusal(file).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: [1, 2", "not valid YAML"),
+        ("- 1\n- 2\n", "must hold a mapping"),
+        ("", "must hold a mapping"),
+        ("applications: []\n", "no application is named `parley`"),
+        ("a: &a [*a]\napplications: []\n", "unknown key"),
+        ("a: \x00\n", "not valid YAML"),
+        ("{[1]: 2}\n", "not valid YAML"),
+        ("!!python/object/apply:os.system [true]\n", "not valid YAML"),
+    ],
+)
+def test_what_is_no_deploy_file_is_refused_with_a_sentence(tmp_path: Path, text, says) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text(text)
+    assert says in refusal(file)
+
+
+def test_the_command_line_goes_above_the_environment_and_that_above_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PARLEY_GENERATOR_SLOTS", "5")
+    monkeypatch.setenv("PARLEY_MODEL_PRECISION", "int8")
+    deployment = load_deployment(overrides=Overrides(precision="fp32", port=9999))
+    args = deployment.config["applications"][0]["args"]
+    assert args["generator"]["slots"] == 5
+    assert args["model"]["precision"] == "fp32"
+    assert deployment.settings.model.precision == "fp32"
+    assert deployment.config["http_options"]["port"] == deployment.port == 9999
+
+
+def test_what_is_deployed_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARLEY_REDIS_URL", "redis://:swordfish@10.0.0.1:6379/0")
+    deployment = load_deployment()
+    assert "swordfish" not in json.dumps(deployment.config)
+    assert "swordfish" not in repr(deployment)
+    url = deployment.settings.redis.url
+    assert url is not None
+    assert url.get_secret_value().startswith("redis://:swordfish")
+
+
+def test_deployed_args_build_the_same_settings_again() -> None:
+    from serve_app.settings import Settings
+
+    deployment = load_deployment(overrides=Overrides(replicas=2))
+    args = deployment.config["applications"][0]["args"]
+    again = Settings.load(args)
+    assert again.model_dump(exclude={"generator": {"threads"}}) == deployment.settings.model_dump(
+        exclude={"generator": {"threads"}}
+    )
+    assert again.generator.threads >= 1
+
+
+def test_replicas_raise_both_bounds_and_find_room() -> None:
+    deployment = load_deployment(overrides=Overrides(replicas=3))
+    scaling = generator(deployment)["autoscaling_config"]
+    assert (scaling["min_replicas"], scaling["max_replicas"]) == (3, 3)
+    assert deployment.cpus >= 4
+
+
+def test_cores_are_divided_among_generators_unless_the_file_says_otherwise(edited) -> None:
+    alone = load_deployment(overrides=Overrides(replicas=1))
+    many = load_deployment(overrides=Overrides(replicas=1000))
+    fixed = load_deployment(edited("threads: 0", "threads: 3"))
+
+    def threads(deployment) -> int:
+        return deployment.config["applications"][0]["args"]["generator"]["threads"]
+
+    assert threads(many) == 1
+    assert threads(alone) >= threads(many)
+    assert threads(fixed) == 3
+
+
+def test_a_wrong_override_is_refused_with_a_sentence() -> None:
+    with pytest.raises(ConfigError, match="precision"):
+        load_deployment(overrides=Overrides(precision="int3"))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])  # noqa: S104
+def test_an_open_address_needs_an_api_key(edited, host: str, tmp_path: Path) -> None:
+    file = edited("host: 127.0.0.1", f"host: '{host}'")
+    assert f"{file}:{line_of(file, host)}: http_options.host" in refusal(file)
+    KeyRing(tmp_path / "home" / "keys.json").create("me", "default")
+    assert load_deployment(file).host == host
+    file.write_text(
+        file.read_text().replace("    args:", "    args:\n      auth: {required: false}")
+    )
+    assert "auth.required is false" in refusal(file)
+
+
+def test_an_open_address_of_the_command_line_is_not_blamed_on_the_file() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_deployment(overrides=Overrides(host="0.0.0.0"))  # noqa: S104
+    assert refused.value.message.startswith("--host 0.0.0.0 can be reached")
+    assert str(default_deploy_file()) not in refused.value.message
+
+
+def test_serves_own_default_address_counts_as_open(edited) -> None:
+    assert "0.0.0.0 can be reached" in refusal(edited("  host: 127.0.0.1\n", ""))
+
+
+def test_a_relative_model_path_is_made_absolute(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "m.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    deployment = load_deployment(overrides=Overrides(model="./m.gguf"))
+    assert deployment.settings.model.source == str(tmp_path / "m.gguf")
