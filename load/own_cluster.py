@@ -1,0 +1,118 @@
+"""A cluster for one measurement, in a home of its own: `parley up` before, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import yaml
+
+from serve_app.cluster.deploy_file import default_deploy_file
+from serve_app.cluster.ports import free_ports
+from serve_app.cluster.processes import marked_processes
+from serve_app.cluster.run_folder import RunFolder
+from serve_app.errors import ConfigError
+from serve_app.settings import parley_home
+
+__all__ = ["OwnCluster", "own_cluster"]
+
+_START_S = 180.0
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class OwnCluster:
+    """A cluster that serves.
+
+    Attributes:
+        url: of its API, with the version.
+        run_id: mark of the processes that Ray has.
+        pid: process id of `parley up`.
+    """
+
+    url: str
+    run_id: str
+    pid: int
+
+    def processes(self) -> list[psutil.Process]:
+        """Return all that run: Ray's, `parley up` itself and what it has started, Redis too."""
+        up = psutil.Process(self.pid)
+        return list({*marked_processes(self.run_id), up, *up.children(recursive=True)})
+
+
+@contextmanager
+def own_cluster(settings: Mapping[str, str], *, autoscaled: bool = False) -> Iterator[OwnCluster]:
+    """Run `parley up` with settings of its own for as long as the context lasts.
+
+    It listens on a free port and shares nothing with a Parley that runs here but the models, and
+    the variables of the environment.
+
+    Args:
+        settings: variables of the environment, `PARLEY_SECTION_KEY`.
+        autoscaled: has as many replicas as the deploy file says. Otherwise each deployment has one
+            and keeps to it: another one that started in the middle would take the processors from
+            what is measured.
+
+    Raises:
+        ConfigError: it doesn't start; the sentence quotes what it said.
+    """
+    models = parley_home() / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="parley-load-") as folder:
+        home = Path(folder)
+        (home / "models").symlink_to(models)
+        log, deploy_file = home / "up.log", home / "deploy.yaml"
+        deployed = default_deploy_file().read_text("utf-8")
+        deploy_file.write_text(deployed if autoscaled else _one_replica_each(deployed), "utf-8")
+        (port,) = free_ports(1)
+        run = RunFolder(home)
+        with log.open("wb") as output:
+            up = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "serve_app.cli", "up"),
+                    *("--port", str(port), "--config", str(deploy_file)),
+                ],
+                env={**os.environ, "PARLEY_HOME": folder, **settings},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C reaches this process, which then ends that one.
+                start_new_session=True,
+            )
+        try:
+            run_id = _await_start(up, run, log)
+            yield OwnCluster(f"http://127.0.0.1:{port}/v1", run_id, up.pid)
+        finally:
+            up.send_signal(signal.SIGINT)
+            up.wait()
+            shutil.rmtree(run.work_folder())
+
+
+def _one_replica_each(deploy_file: str) -> str:
+    config = yaml.safe_load(deploy_file)
+    for application in config["applications"]:
+        for deployment in application["deployments"]:
+            deployment["autoscaling_config"] |= {"min_replicas": 1, "max_replicas": 1}
+    return yaml.safe_dump(config)
+
+
+def _await_start(up: subprocess.Popen[bytes], run: RunFolder, log: Path) -> str:
+    """Wait until the cluster serves, and return its mark."""
+    deadline = time.monotonic() + _START_S
+    while (state := run.state()) is None or state.phase != "running":
+        if up.poll() is not None or time.monotonic() > deadline:
+            said = log.read_text(errors="replace").strip()
+            msg = f"The cluster to measure did not start; `parley up` said:\n{said}"
+            raise ConfigError(msg)
+        time.sleep(_POLL_S)
+    return state.run_id
