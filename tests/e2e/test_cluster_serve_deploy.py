@@ -1,0 +1,218 @@
+"""The deploy file on a Ray cluster that somebody else has started, with Serve's own command."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from cluster_home import ClusterHome, processes_of, wait_for
+from streaming import DONE, talking
+
+from serve_app.cluster.deploy_file import default_deploy_file
+from serve_app.cluster.ports import free_ports
+from serve_app.cluster.processes import MARK, end_marked
+from serve_app.state.keys import KeyRing
+
+END_S = 120.0
+# Places of the ingress, slots and queue of the generator: small, so that a test can fill them.
+PLACES, SLOTS, QUEUED = 6, 2, 2
+# The model's answer is the same on every CPU, however its kernels round.
+QUESTION = "Complete this sentence: The capital of France is"
+
+
+@dataclass(frozen=True, slots=True)
+class RayCluster:
+    """A Ray head node, started by hand.
+
+    Attributes:
+        home: PARLEY_HOME of its processes, whose Redis runs.
+        environment: what they were started with.
+        dashboard: URL of Ray's REST interface.
+        mark: found in the environment of every process of it.
+    """
+
+    home: ClusterHome
+    environment: dict[str, str]
+    dashboard: str
+    mark: str
+
+    def command(self, name: str, *arguments: str) -> str:
+        """Run one of Ray's commands and return what it says."""
+        done = subprocess.run(
+            [Path(sys.executable).with_name(name), *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def status(self) -> str:
+        """Return what Serve says of its applications."""
+        return self.command("serve", "status", "--address", self.dashboard)
+
+    def deploy(self, host: str = "127.0.0.1", **changed: Any) -> None:
+        """Deploy `deploy/local.yaml` on a free port, with some sections of `args` changed."""
+        config = yaml.safe_load(default_deploy_file().read_text())
+        config["http_options"] |= {"host": host, "port": self.home.port}
+        for section, values in changed.items():
+            config["applications"][0]["args"].setdefault(section, {}).update(values)
+        file = self.home.path / "deploy.yaml"
+        file.write_text(yaml.safe_dump(config))
+        self.command("serve", "deploy", str(file), "--address", self.dashboard)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(new_home: Callable[[], ClusterHome]) -> Iterator[RayCluster]:
+    home = new_home()
+    home.folder.create()
+    redis = home.redis.start()
+    mark = uuid.uuid4().hex
+    work = home.folder.work_folder()
+    gcs, dashboard, agent, client, metrics, stats, fallback = free_ports(7)
+    environment = {
+        **home.environment,
+        MARK: mark,
+        "SPT_NOENV": "1",
+        "PARLEY_REDIS_URL": redis.get_secret_value(),
+        "PARLEY_INGRESS_MAX_CONCURRENT": str(PLACES),
+        "PARLEY_GENERATOR_SLOTS": str(SLOTS),
+        "PARLEY_GENERATOR_MAX_QUEUED": str(QUEUED),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(home.folder.token_file),
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # The rest keeps it apart from other clusters on this machine.
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(work / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(work / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(work),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(work / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(work / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+    }
+    cluster = RayCluster(home, environment, f"http://127.0.0.1:{dashboard}", mark)
+    try:
+        cluster.command(
+            "ray",
+            *("start", "--head", "--disable-usage-stats", "--num-cpus", "2"),
+            *("--port", str(gcs), "--dashboard-port", str(dashboard)),
+            *("--dashboard-agent-listen-port", str(agent)),
+            *("--ray-client-server-port", str(client)),
+            *("--min-worker-port", "0", "--max-worker-port", "0"),
+            *("--temp-dir", str(work / "ray"), "--object-store-memory", "200000000"),
+        )
+        cluster.deploy()
+        wait_for(lambda: home.ready().get("status") == "ready")
+        yield cluster
+    finally:
+        end_marked(mark, grace_s=2)
+        home.redis.stop()
+
+
+async def test_serve_deploy_takes_the_file_and_it_serves(ray_cluster: RayCluster) -> None:
+    with ray_cluster.home.client() as client:
+        reply = client.chat.completions.create(
+            model=ray_cluster.home.model(),
+            messages=[{"role": "user", "content": QUESTION}],
+            temperature=0,
+            max_tokens=16,
+        )
+    assert "Paris" in (reply.choices[0].message.content or "")
+
+
+async def test_overload_is_refused_at_once_and_the_others_finish(ray_cluster: RayCluster) -> None:
+    async with talking(ray_cluster.home.url) as talk:
+        model = await talk.model()
+        # Long enough to run until all others have come.
+        running = [talk.chat(model, f"Tell me story {n}.", 600) for n in range(SLOTS)]
+        for stream in running:
+            await stream.runs()
+        queued = [talk.chat(model, f"Tell me joke {n}.", 4) for n in range(QUEUED)]
+        await until(lambda: ray_cluster.home.generator("waiting") == QUEUED)
+        # More than the queue has room for, and more than the ingress has places.
+        refused = [talk.chat(model, f"Tell me riddle {n}.", 4) for n in range(2 * PLACES)]
+        for stream in refused:
+            assert await stream.ends(END_S) == "overloaded"
+            response = stream.response
+            assert response is not None
+            assert response.status_code == httpx.codes.SERVICE_UNAVAILABLE
+            assert int(response.headers["retry-after"]) >= 1
+        assert [stream.end for stream in running] == [None] * SLOTS
+        assert [await stream.ends(END_S) for stream in running + queued] == [DONE] * len(
+            running + queued
+        )
+        assert await talk.chat(model, "Is there room again?", 4).ends(END_S) == DONE
+
+
+async def test_without_redis_only_what_needs_it_is_refused(ray_cluster: RayCluster) -> None:
+    home = ray_cluster.home
+    async with talking(home.url) as talk:
+        model = await talk.model()
+        created = await talk.client.post("/v1/conversations", json={})
+        conversation = created.json()["id"]
+        pid = home.redis.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        assert await talk.chat(model, "Hello.", 4).ends(END_S) == DONE
+        turn = talk.turn(model, conversation, "Hello.", 4)
+        assert await turn.ends(END_S) == "state_unavailable"
+        await until(lambda: home.ready().get("status") == "degraded")
+        home.redis.start()
+        assert await talk.turn(model, conversation, "Hello.", 4).ends(END_S) == DONE
+        await until(lambda: home.ready().get("status") == "ready")
+
+
+async def test_running_replies_end_when_a_changed_file_is_deployed(
+    ray_cluster: RayCluster,
+) -> None:
+    async with talking(ray_cluster.home.url) as talk:
+        model = await talk.model()
+        streams = [talk.chat(model, f"Tell me story {n}.", 400) for n in range(SLOTS)]
+        for stream in streams:
+            await stream.runs()
+        await asyncio.to_thread(ray_cluster.deploy, sampling={"temperature": 0.75})
+        assert [await stream.ends(END_S) for stream in streams] == [DONE] * SLOTS
+    await until(lambda: temperature(ray_cluster.home, model) == 0.75)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait while the streams are read on."""
+    await asyncio.to_thread(wait_for, condition)
+
+
+# The last one, for it takes down what the others use.
+def test_serve_deploy_can_not_open_a_door_where_nobody_is_asked_for_a_key(
+    ray_cluster: RayCluster,
+) -> None:
+    KeyRing(ray_cluster.home.path / "keys.json").create("me", "default")
+    ray_cluster.command("serve", "shutdown", "--yes", "--address", ray_cluster.dashboard)
+    # Serve takes a new address only when it starts anew, and nothing at all while it ends.
+    wait_for(lambda: not processes_of(ray_cluster.mark, "ray::ServeController"))
+    ray_cluster.deploy(host="0.0.0.0", auth={"required": False})  # noqa: S104
+    wait_for(lambda: "auth.required is false" in ray_cluster.status())
+    assert ray_cluster.home.ready() == {}
+
+
+def temperature(home: ClusterHome, model: str) -> float | None:
+    """Return what applies where a request doesn't say, or None while replicas are exchanged."""
+    body = {"model": model, "input": "Hi", "max_output_tokens": 1}
+    try:
+        answer = httpx.post(f"{home.url}/v1/responses", json=body, timeout=10)
+    except httpx.TransportError:
+        return None
+    return answer.json()["temperature"] if answer.status_code == httpx.codes.OK else None
