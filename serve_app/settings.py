@@ -63,9 +63,13 @@ def parley_home() -> Path:
     return Path(os.environ.get("PARLEY_HOME") or "~/.parley").expanduser().absolute()
 
 
-def drain_flag() -> Path:
-    """Return the file whose existence tells this machine's ingress to take no more work."""
-    return parley_home() / "run" / "draining"
+def drain_flag(home: Path) -> Path:
+    """Return the file whose existence tells the ingress of a home's run to take no more work.
+
+    Args:
+        home: PARLEY_HOME.
+    """
+    return home / "run" / "draining"
 
 
 class _Section(BaseModel):
@@ -116,6 +120,12 @@ class GeneratorSettings(_Section):
         2.5,
         gt=1,
         description="how many times as long as usual a step may take for the sake of prompts",
+    )
+    draft_tokens: int = Field(
+        8,
+        ge=0,
+        description="tokens of a stream that are guessed ahead from its own text and checked in one "
+        "step, at most; 0 guesses nothing, and replies are the same either way",
     )
     threads: int = Field(0, ge=0, description="threads of the runtime; 0 takes the replica's CPUs")
     stall_timeout_s: Seconds = Field(
