@@ -91,11 +91,12 @@ def _cross_faults(persona: Persona, file: Path) -> Iterator[Fault]:
         yield Fault(("language",), "must be one of understanding.languages.")
     yield from _intent_faults(persona)
     yield from _rule_faults(persona)
-    texts = {("templates", name): text for name, text in persona.templates.items()} | {
-        ("slots", name, "ask"): slot.ask for name, slot in persona.slots.items()
+    texts: dict[KeyPath, dict[str, str]] = {
+        **{("templates", name): text for name, text in persona.templates.items()},
+        **{("slots", name, "ask"): slot.ask for name, slot in persona.slots.items()},
     }
     if persona.greeting is not None:
-        texts["greeting",] = persona.greeting
+        texts[("greeting",)] = persona.greeting
     for path, by_language in texts.items():
         for language, text in by_language.items():
             here = (*path, language)
