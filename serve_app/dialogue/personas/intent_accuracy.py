@@ -38,8 +38,8 @@ class IntentAccuracy:
 
     Attributes:
         score: of the likeliest intent, whatever its probability.
-        recognised: share of sentences whose likeliest intent is above the threshold.
-        right_of_recognised: share of those that are right; 0 if there are none.
+        recognised: share of the intents' sentences in which some intent is above the threshold.
+        right_of_recognised: share of all sentences with one that have the right one; 0 without any.
         mistakes: what was wrong, the most certain first.
     """
 
@@ -83,7 +83,7 @@ def held_out(persona: Persona, model: IntentModel) -> IntentAccuracy | None:
 
 def _measured(persona: Persona, ranked: Iterable[tuple[str, str, _Ranking]]) -> IntentAccuracy:
     expected, found, mistakes = [], [], []
-    recognised = right = 0
+    recognised = right = strangers = 0
     for text, name, ranking in ranked:
         best, confidence = ranking[0]
         expected.append(name)
@@ -91,11 +91,12 @@ def _measured(persona: Persona, ranked: Iterable[tuple[str, str, _Ranking]]) -> 
         if best != name:
             mistakes.append(Mistake(text, name, best, confidence))
         if best != OUT_OF_SCOPE and confidence >= persona.understanding.threshold:
-            recognised += 1
+            recognised += name != OUT_OF_SCOPE
+            strangers += name == OUT_OF_SCOPE
             right += best == name
     return IntentAccuracy(
         score_labels(expected, found),
-        recognised / len(expected),
-        right / recognised if recognised else 0.0,
+        recognised / sum(name != OUT_OF_SCOPE for name in expected),
+        right / (recognised + strangers) if recognised + strangers else 0.0,
         tuple(sorted(mistakes, key=lambda mistake: -mistake.confidence)),
     )

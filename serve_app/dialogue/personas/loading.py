@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from serve_app.dialogue.nlu.language_codes import LANGUAGE_CODES
 from serve_app.dialogue.personas.schema import Persona, placeholders
 from serve_app.yaml_lines import Fault, KeyPath, as_sentence, read_yaml, unknown_key
 
@@ -89,6 +90,12 @@ def _cross_faults(persona: Persona, file: Path) -> Iterator[Fault]:
         yield Fault(("name",), f"must be the file's name, `{file.stem}`.")
     if persona.language not in persona.understanding.languages:
         yield Fault(("language",), "must be one of understanding.languages.")
+    for place, code in enumerate(persona.understanding.languages):
+        if code not in LANGUAGE_CODES:
+            yield Fault(
+                ("understanding", "languages", place),
+                f"`{code}` is no language that can be told; take ISO 639-1 codes.",
+            )
     yield from _intent_faults(persona)
     yield from _rule_faults(persona)
     texts: dict[KeyPath, dict[str, str]] = {

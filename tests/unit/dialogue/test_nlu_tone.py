@@ -6,6 +6,7 @@ import pytest
 
 from serve_app.dialogue.nlu.emotion import EmotionDetector
 from serve_app.dialogue.nlu.language import LanguageDetector
+from serve_app.dialogue.nlu.language_codes import LANGUAGE_CODES
 from serve_app.dialogue.nlu.sentiment import SentimentAnalyzer
 from serve_app.dialogue.nlu.understanding import EMOTIONS, SENTIMENTS
 from serve_app.errors import ConfigError
@@ -53,6 +54,11 @@ def test_detectors_of_different_languages_do_not_disturb_each_other() -> None:
 def test_a_language_that_nobody_knows_is_refused() -> None:
     with pytest.raises(ConfigError, match="xx"):
         LanguageDetector(["en", "xx"])
+
+
+def test_every_language_that_a_persona_may_name_can_be_told() -> None:
+    LanguageDetector(sorted(LANGUAGE_CODES))
+    assert {"en", "de", "zh"} <= LANGUAGE_CODES
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,12 @@ def test_the_four_uses_ship() -> None:
         ("[I want a pizza, One", "[no, One", 8, "False is no text for YAML; put it in quotes."),
         ("name: pizza", "name: pasta", 1, "must be the file's name, `pizza`."),
         ("title: Pizza shop", "language: fr\ntitle: P", 2, "one of understanding.languages"),
+        (
+            "title: Pizza shop",
+            "title: P\nunderstanding:\n  languages: [en, xx]",
+            4,
+            "`xx` is no language that can be told",
+        ),
         ("title:", "title: T\ntitle:", 3, "stands here twice"),
         ("      large: [big]\n      small: [little]\n", "      {}\n", 12, "`choices` belong to"),
         ("    when: {intents: [order], filled: [size]}\n", "", 29, "is never reached: `ordered`"),
