@@ -157,14 +157,16 @@ def _languages() -> TaskResult:
 
 
 def _sentiments(part: Part) -> list[TaskResult]:
-    analyzer = SentimentAnalyzer()
+    analyzer, emotions = SentimentAnalyzer(), EmotionDetector()
     rows = labelled.sentiments()[part]
 
     def of(code: str) -> TaskResult:
         ours = [(row.text, row.sentiment) for row in rows if row.language == code]
-        return _labels(
-            f"sentiment, {code}", part, ours, lambda text: analyzer.analyze(text, code).value
-        )
+
+        def find(text: str) -> str:
+            return analyzer.analyze(text, code, emotions.detect(text)).value
+
+        return _labels(f"sentiment, {code}", part, ours, find)
 
     return [of(code) for code in dict.fromkeys(row.language for row in rows)]
 

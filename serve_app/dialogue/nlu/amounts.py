@@ -11,7 +11,7 @@ from serve_app.dialogue.nlu.understanding import Entity, Span
 
 __all__ = ["find_amounts", "plain_decimal"]
 
-_CODES = ("USD", "EUR", "GBP", "CHF", "CNY", "RMB", "JPY", "INR", "CAD", "AUD")
+_CURRENCIES = ("USD", "EUR", "GBP", "CHF", "CNY", "RMB", "JPY", "INR", "CAD", "AUD")
 _SIGNS = {"US$": "USD", "$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY", "￥": "CNY", "₹": "INR"}
 _NAMES = {
     "dollars": "USD", "dollar": "USD", "bucks": "USD", "us-dollar": "USD",
@@ -29,7 +29,7 @@ _NUMBER = r"(?P<number>\d{1,3}(?:[ .,'’]\d{3})+(?:[.,]\d{1,2})?|\d+(?:[.,]\d{1
 _HAN_NUMBER = r"(?P<han>[一二两三四五六七八九十百千万]{1,9})"
 _SIGN = "|".join(map(re.escape, _SIGNS))
 _NAME = "|".join(sorted(_NAMES, key=len, reverse=True))
-_CODE = "|".join(_CODES)
+_CODE = "|".join(_CURRENCIES)
 _PATTERNS = (
     re.compile(rf"(?<![A-Za-z])(?P<money>{_SIGN})\s?{_NUMBER}"),
     re.compile(rf"(?<![\d.,]){_NUMBER}\s?(?P<money>{_SIGN})"),

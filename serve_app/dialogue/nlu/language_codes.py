@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["LANGUAGE_CODES"]
 
-_CODES = (
+_ISO_639 = (
     "af am an ar as az ba be bg bn br bs ca cs cy da de dz "
     "el en eo es et eu fa fi fo fr fy ga gd gl gu ha he hi hr ht hu hy id ig is it ja jv ka "
     "kk km kn ko ku ky la lb lg ln lo lt lv mg mk ml mn mr ms mt my ne nl nn no oc om or pa "
@@ -12,5 +12,5 @@ _CODES = (
     "ur uz vi vo wa xh yo zh zu "
 )
 
-LANGUAGE_CODES = frozenset(_CODES.split())
+LANGUAGE_CODES = frozenset(_ISO_639.split())
 """ISO 639-1 codes that py3langid's model has."""

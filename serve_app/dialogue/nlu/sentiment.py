@@ -23,6 +23,8 @@ LANGUAGES = ("en", "de", "zh")
 _WISH = re.compile(r"\b((?:I|we|you)(?:['’]d| would)|would you)( like\b)", re.IGNORECASE)
 
 _THRESHOLD = 0.05
+# What an emotion says of the sentiment where no word does.
+_BY_EMOTION = {"anger": -0.5, "fear": -0.5, "sadness": -0.5, "joy": 0.5}
 _NEGATED = -0.74
 _NORMAL = 15.0
 
@@ -36,7 +38,7 @@ class SentimentAnalyzer:
         self._vader.lexicon.update(service.single_words())
         self._words = {code: lexicon_named(f"sentiment_{code}") for code in LANGUAGES}
 
-    def analyze(self, text: str, language: str) -> Label:
+    def analyze(self, text: str, language: str, emotion: Label) -> Label:
         """Return the sentiment of a text.
 
         The confidence grows with the distance from the threshold; it is no probability.
@@ -44,14 +46,19 @@ class SentimentAnalyzer:
         Args:
             text: the turn.
             language: ISO 639-1 code.
+            emotion: that the turn shows; it counts where no word has a sentiment.
         """
         if language not in LANGUAGES:
             return Label("neutral", 0.0, Span(0, len(text)))
         if language == "en":
             meant = _WISH.sub(r"\1 want", text)
             score = float(self._vader.polarity_scores(meant)["compound"])
-            return _label(score, Span(0, len(text)))
-        return _by_words(text, self._words[language])
+            found = _label(score, Span(0, len(text)))
+        else:
+            found = _by_words(text, self._words[language])
+        if found.value == "neutral" and emotion.value in _BY_EMOTION:
+            return _label(_BY_EMOTION[emotion.value] * emotion.confidence, emotion.span)
+        return found
 
 
 def _by_words(text: str, lexicon: Lexicon) -> Label:

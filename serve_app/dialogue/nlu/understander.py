@@ -54,11 +54,12 @@ class Understander:
         """
         text = text[:MOST_CHARACTERS]
         language = self._languages.detect(text, expected_language)
+        emotion = self._emotions.detect(text)
         return Understanding(
             text=text,
             language=language,
-            sentiment=self._sentiments.analyze(text, language.value),
-            emotion=self._emotions.detect(text),
+            sentiment=self._sentiments.analyze(text, language.value, emotion),
+            emotion=emotion,
             intent=self._intent(text),
             entities=self._entities.find(text, today),
         )

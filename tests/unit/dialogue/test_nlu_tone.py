@@ -8,8 +8,10 @@ from serve_app.dialogue.nlu.emotion import EmotionDetector
 from serve_app.dialogue.nlu.language import LanguageDetector
 from serve_app.dialogue.nlu.language_codes import LANGUAGE_CODES
 from serve_app.dialogue.nlu.sentiment import SentimentAnalyzer
-from serve_app.dialogue.nlu.understanding import EMOTIONS, SENTIMENTS
+from serve_app.dialogue.nlu.understanding import EMOTIONS, SENTIMENTS, Label, Span
 from serve_app.errors import ConfigError
+
+NO_EMOTION = Label("neutral", 1.0, Span(0, 0))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def test_every_language_that_a_persona_may_name_can_be_told() -> None:
 def test_negation_turns_a_sentiment_round(
     sentiments: SentimentAnalyzer, text: str, language: str, sentiment: str
 ) -> None:
-    found = sentiments.analyze(text, language)
+    found = sentiments.analyze(text, language, NO_EMOTION)
     assert found.value == sentiment
     assert found.value in SENTIMENTS
     assert (found.score < -0.05, found.score > 0.05) == (
@@ -85,8 +87,17 @@ def test_negation_turns_a_sentiment_round(
     )
 
 
+def test_an_emotion_counts_where_no_word_has_a_sentiment(sentiments: SentimentAnalyzer) -> None:
+    text = "I can't sleep"
+    emotion = EmotionDetector().detect(text)
+    assert sentiments.analyze(text, "en", NO_EMOTION).value == "neutral"
+    found = sentiments.analyze(text, "en", emotion)
+    assert (found.value, found.span) == ("negative", emotion.span)
+    assert sentiments.analyze("I love it", "en", emotion).value == "positive"
+
+
 def test_where_there_is_no_lexicon_nothing_is_claimed(sentiments: SentimentAnalyzer) -> None:
-    found = sentiments.analyze("C'est horrible", "fr")
+    found = sentiments.analyze("C'est horrible", "fr", NO_EMOTION)
     assert (found.value, found.confidence) == ("neutral", 0.0)
 
 

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
 from serve_app.dialogue.personas.catalog import shipped_personas
 from serve_app.dialogue.personas.loading import read_persona
-from serve_app.dialogue.personas.schema import Persona, placeholders, text_in
+from serve_app.dialogue.personas.schema import (
+    Action,
+    CheckName,
+    Condition,
+    IntentExamples,
+    Limits,
+    Memory,
+    Persona,
+    Slot,
+    UnderstandingSettings,
+    placeholders,
+    text_in,
+)
 from serve_app.errors import ConfigError
+
+DOCUMENT = (Path(__file__).parents[3] / "docs" / "dialogue.md").read_text(encoding="utf-8")
 
 PIZZA = """\
 name: pizza
@@ -147,10 +163,15 @@ def test_braces_can_be_written() -> None:
     assert placeholders("{{not}} a {slot}") == ["slot"]
 
 
-def test_every_key_of_conditions_and_settings_is_described() -> None:
-    for name in ("Condition", "IntentExamples", "UnderstandingSettings", "Limits", "Memory"):
-        from serve_app.dialogue.personas import schema
+@pytest.mark.parametrize(
+    "part", [Condition, IntentExamples, UnderstandingSettings, Limits, Memory, Slot]
+)
+def test_every_key_is_described_and_documented(part: type[BaseModel]) -> None:
+    for key, field in part.model_fields.items():
+        assert field.description or key == "ask", key
+        assert f"`{key}`" in DOCUMENT, key
 
-        for key, field in getattr(schema, name).model_fields.items():
-            assert field.description, f"{name}.{key}"
-    assert Persona.model_config["extra"] == "forbid"
+
+def test_every_action_check_and_top_key_is_documented() -> None:
+    for name in (*get_args(Action), *get_args(CheckName), *Persona.model_fields):
+        assert f"`{name}`" in DOCUMENT, name
