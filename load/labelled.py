@@ -21,6 +21,7 @@ __all__ = [
     "entities",
     "languages",
     "marked",
+    "out_of_scope",
     "sentiments",
 ]
 
@@ -67,6 +68,11 @@ def sentiments() -> dict[Part, list[LabelledSentiment]]:
 def languages() -> dict[str, list[str]]:
     """Return turns by language."""
     return cast("dict[str, list[str]]", _read("languages"))
+
+
+def out_of_scope() -> dict[Part, list[str]]:
+    """Return turns that are no intent, by part."""
+    return cast("dict[Part, list[str]]", _read("out_of_scope"))
 
 
 def entities() -> dict[Part, list[LabelledEntities]]:

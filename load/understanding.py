@@ -34,6 +34,10 @@ __all__ = ["Mistake", "TaskResult", "Timing", "app", "measure", "measure_time"]
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
 _TIMED_PERSONA = "customer_service"
+_SHOP_AND_WRITER = (
+    "customer_service",
+    "writer",
+)  # of other personas, some of it would be an intent
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,8 @@ def measure(store: IntentStore) -> list[TaskResult]:
     catalog = PersonaCatalog(shipped_personas())
     for each in catalog.personas():
         found += _intents(each, store)
+    for name in _SHOP_AND_WRITER:
+        found += _out_of_scope(catalog.get(name), store)
     return found
 
 
@@ -212,6 +218,21 @@ def _intents(file: PersonaFile, store: IntentStore) -> list[TaskResult]:
             ),
         )
         for part, accuracy in zip(PARTS, (training(persona, model), apart), strict=True)
+    ]
+
+
+def _out_of_scope(file: PersonaFile, store: IntentStore) -> list[TaskResult]:
+    persona = file.persona
+    understander = understander_of(persona, store)
+    today = labelled.entities()["training"][0].today
+
+    def find(text: str) -> str:
+        return understander.understand(text, today=today).intent.name or "none"
+
+    texts = labelled.out_of_scope()
+    return [
+        _labels(f"no intent, {persona.name}", part, [(text, "none") for text in texts[part]], find)
+        for part in PARTS
     ]
 
 

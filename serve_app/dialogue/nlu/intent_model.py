@@ -18,6 +18,9 @@ OUT_OF_SCOPE: Final = ""
 
 _SHARES = (0.25, 0.25, 0.5)  # of words, characters and meaning in a sentence's length of 1
 _PENALTY = 3e-5
+# How much rarer than an intent a turn without one is taken for. Its sentences are of all kinds, so that
+# a model of few examples would see it everywhere.
+_OUT_OF_SCOPE_PRIOR = 0.1
 _ITERATIONS = 300
 
 Floats = npt.NDArray[np.float32]
@@ -75,7 +78,7 @@ class CrossValidation:
 def fit(examples: Mapping[str, Sequence[str]]) -> IntentModel:
     """Fit a model.
 
-    Every class counts the same, however many sentences it has. The same examples in the same order
+    Every class counts the same, however many sentences it has; `OUT_OF_SCOPE` counts less. The same examples in the same order
     give the same model, up to rounding.
 
     Args:
@@ -90,7 +93,9 @@ def fit(examples: Mapping[str, Sequence[str]]) -> IntentModel:
         np.add.at(row, columns, values)
     meanings = np.stack([_meaning(features) for features in seen])
     dual = _minimise(rows @ rows.T + meanings @ meanings.T + 1, classes, len(examples))
-    return IntentModel(tuple(examples), buckets, rows.T @ dual, meanings.T @ dual, dual.sum(0))
+    bias = dual.sum(0)
+    bias[[name == OUT_OF_SCOPE for name in examples]] += np.log(_OUT_OF_SCOPE_PRIOR)
+    return IntentModel(tuple(examples), buckets, rows.T @ dual, meanings.T @ dual, bias)
 
 
 def cross_validate(examples: Mapping[str, Sequence[str]], *, folds: int = 5) -> CrossValidation:

@@ -50,21 +50,31 @@ class IntentAccuracy:
 
 
 def training(persona: Persona, model: IntentModel) -> IntentAccuracy:
-    """Measure on the examples that the model was fitted on."""
+    """Measure on the persona's examples, which the model was fitted on."""
     return _measured(
         persona,
         (
             (text, name, model.probabilities(text))
-            for name, texts in intent_examples(persona).items()
+            for name, texts in _own_examples(persona).items()
             for text in texts
         ),
     )
 
 
 def cross_validated(persona: Persona) -> IntentAccuracy:
-    """Measure on each example by a model that hasn't seen it."""
+    """Measure on each of the persona's examples by a model that hasn't seen it."""
     found = cross_validate(intent_examples(persona))
-    return _measured(persona, zip(found.sentences, found.expected, found.ranked, strict=True))
+    own = _own_examples(persona)
+    return _measured(
+        persona,
+        (
+            (text, name, ranking)
+            for text, name, ranking in zip(
+                found.sentences, found.expected, found.ranked, strict=True
+            )
+            if text in own.get(name, ())
+        ),
+    )
 
 
 def held_out(persona: Persona, model: IntentModel) -> IntentAccuracy | None:
@@ -79,6 +89,11 @@ def held_out(persona: Persona, model: IntentModel) -> IntentAccuracy | None:
             for text in intent.held_out
         ),
     )
+
+
+def _own_examples(persona: Persona) -> dict[str, list[str]]:
+    examples = {name: intent.examples for name, intent in persona.intents.items()}
+    return {**examples, OUT_OF_SCOPE: persona.understanding.out_of_scope}
 
 
 def _measured(persona: Persona, ranked: Iterable[tuple[str, str, _Ranking]]) -> IntentAccuracy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from serve_app.dialogue.nlu.background import background_without
 from serve_app.dialogue.nlu.entities import EntityFinder
 from serve_app.dialogue.nlu.intent_model import OUT_OF_SCOPE
 from serve_app.dialogue.nlu.intent_store import IntentStore
@@ -13,10 +14,15 @@ __all__ = ["intent_examples", "understander_of"]
 
 
 def intent_examples(persona: Persona) -> dict[str, list[str]]:
-    """Return what the persona's intent model is fitted on, sentences by class; empty if it has none."""
+    """Return what the persona's intent model is fitted on, sentences by class; empty if it has none.
+
+    `OUT_OF_SCOPE` is the persona's own and a background that all share.
+    """
     examples = {name: intent.examples for name, intent in persona.intents.items()}
-    if examples and persona.understanding.out_of_scope:
-        examples[OUT_OF_SCOPE] = persona.understanding.out_of_scope
+    if examples:
+        own = persona.understanding.out_of_scope
+        said = [sentence for each in (*examples.values(), own) for sentence in each]
+        examples[OUT_OF_SCOPE] = [*own, *background_without(said)]
     return examples
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serve_app.dialogue.nlu.background import background_without
 from serve_app.dialogue.nlu.entities import EntityFinder
 from serve_app.dialogue.nlu.features import features_of
 from serve_app.dialogue.nlu.intent_model import OUT_OF_SCOPE, cross_validate, fit
@@ -50,10 +51,26 @@ def test_other_scripts_are_learned_by_characters() -> None:
     assert model.probabilities("明天几点营业")[0][0] == "hours"
 
 
+def test_the_background_leaves_out_what_a_persona_has_as_an_example() -> None:
+    every = background_without([])
+    assert len(every) > 50
+    assert "Okay" in every
+    assert background_without(["okay!", "a pizza"]) == [each for each in every if each != "Okay"]
+
+
+def test_a_turn_without_intent_is_taken_for_rarer_than_one_with() -> None:
+    even = {"order": EXAMPLES["order"], OUT_OF_SCOPE: EXAMPLES[OUT_OF_SCOPE]}
+    named = {"order": EXAMPLES["order"], "other": EXAMPLES[OUT_OF_SCOPE]}
+    unknown = "zzz"
+    none = dict(fit(even).probabilities(unknown))[OUT_OF_SCOPE]
+    other = dict(fit(named).probabilities(unknown))["other"]
+    assert none / (1 - none) == pytest.approx(0.1 * other / (1 - other), rel=1e-3)
+
+
 def test_an_empty_turn_and_one_of_signs_have_features_too() -> None:
     for text in ("", "…", "\ud800", "12345"):
         assert np.isfinite(features_of(text).meaning).all()
-        assert 0 < best(text)[1] < 0.9
+        assert 0 < best(text)[1] < 0.95
 
 
 def test_the_same_examples_give_the_same_model() -> None:
@@ -106,7 +123,7 @@ def understander(threshold: float) -> Understander:
 def test_under_the_threshold_there_is_no_intent_but_the_ranking_stays() -> None:
     text, today = "a pizza please", date(2026, 3, 11)
     sure = understander(0.3).understand(text, today=today).intent
-    unsure = understander(0.999).understand(text, today=today).intent
+    unsure = understander(1.0).understand(text, today=today).intent
     assert sure.name == "order"
     assert unsure.name is None
     assert unsure.ranking == sure.ranking

@@ -57,6 +57,8 @@ def test_there_are_enough_sentences(report: dict) -> None:
         ("sentiment, zh", 0.9),
         ("intent, customer_service", 0.98),
         ("intent, tutor", 0.98),
+        ("no intent, customer_service", 0.75),
+        ("no intent, writer", 0.75),
     ],
 )
 def test_what_may_be_looked_at_is_understood(report: dict, task: str, least: float) -> None:
