@@ -35,6 +35,7 @@ __all__ = [
     "SamplingSettings",
     "Settings",
     "TokenizerSettings",
+    "deploy_folder",
     "drain_flag",
     "parley_home",
 ]
@@ -61,6 +62,13 @@ OTHER_VARIABLES = frozenset(
 def parley_home() -> Path:
     """Return the folder that holds models, state and logs: PARLEY_HOME, else `~/.parley`."""
     return Path(os.environ.get("PARLEY_HOME") or "~/.parley").expanduser().absolute()
+
+
+def deploy_folder() -> Path:
+    """Return the folder `deploy` that ships: inside an installed package, or beside it in the repository."""
+    package = Path(__file__).parent
+    inside = package / "deploy"
+    return inside if inside.exists() else package.parent / "deploy"
 
 
 def drain_flag(home: Path) -> Path:
@@ -169,6 +177,9 @@ class DialogueSettings(_Section):
     persona: str = Field(
         "You are a helpful AI assistant.",
         description="system prompt of conversations that bring none of their own; never dropped",
+    )
+    personas: Path | None = Field(
+        None, description="folder of persona files; null takes the ones that ship"
     )
     reply_tokens: Positive = Field(
         512, description="room kept for the reply when a request names no max_tokens"
