@@ -78,7 +78,7 @@ def read_yaml(file: Path) -> YamlFile:
         msg = f"Can't read {file}: {error.strerror}."
         raise ConfigError(msg) from None
     if len(content) > _MAX_BYTES:
-        msg = f"{file} is {len(content)} bytes long; nobody writes so much by hand."
+        msg = f"{file} is {len(content)} bytes long; a file may have {_MAX_BYTES}. Make it shorter."
         raise ConfigError(msg)
     try:
         loader = yaml.SafeLoader(content)

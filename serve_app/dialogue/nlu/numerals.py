@@ -8,7 +8,7 @@ _WORDS = {
     word: value
     for value, words in {
         1: "a an one ein eine einem einen einer eins 一",
-        2: "two zwei two 二 两",
+        2: "two zwei 二 两",
         3: "three drei 三",
         4: "four vier 四",
         5: "five fünf 五",
@@ -47,11 +47,10 @@ def number_of(text: str) -> int:
 def _han_number(text: str) -> int:
     total, digit = 0, 0
     for sign in text:
-        if sign in _HAN_UNITS:
-            total += (digit or 1) * _HAN_UNITS[sign] if sign != "万" else 0
-            if sign == "万":
-                total = (total + digit or 1) * _HAN_UNITS[sign]
-            digit = 0
+        if sign == "万":
+            total, digit = ((total + digit) or 1) * _HAN_UNITS[sign], 0
+        elif sign in _HAN_UNITS:
+            total, digit = total + (digit or 1) * _HAN_UNITS[sign], 0
         else:
             digit = _HAN_DIGITS[sign]
     return total + digit
