@@ -34,10 +34,8 @@ __all__ = ["Mistake", "TaskResult", "Timing", "app", "measure", "measure_time"]
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
 _TIMED_PERSONA = "customer_service"
-_SHOP_AND_WRITER = (
-    "customer_service",
-    "writer",
-)  # of other personas, some of it would be an intent
+# Of other personas' sentences without an intent, some would be theirs.
+_SHOP_AND_WRITER = ("customer_service", "writer")
 
 
 @dataclass(frozen=True, slots=True)

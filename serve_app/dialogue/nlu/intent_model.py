@@ -78,8 +78,8 @@ class CrossValidation:
 def fit(examples: Mapping[str, Sequence[str]]) -> IntentModel:
     """Fit a model.
 
-    Every class counts the same, however many sentences it has; `OUT_OF_SCOPE` counts less. The same examples in the same order
-    give the same model, up to rounding.
+    Every class counts the same, however many sentences it has, but for `OUT_OF_SCOPE`, which counts
+    less. The same examples in the same order give the same model, up to rounding.
 
     Args:
         examples: sentences by class; at least two classes, each with at least one.
