@@ -1,9 +1,8 @@
-"""From what a user names as the model to an open checkpoint; downloads from the Hugging Face hub."""
+"""Downloads from the Hugging Face hub."""
 
 from __future__ import annotations
 
 import io
-import re
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,10 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils.tqdm import tqdm
 
 from serve_app.errors import ModelError
-from serve_app.models.checkpoint import Checkpoint, Progress, no_progress
-from serve_app.models.gguf_checkpoint import GgufCheckpoint, bundled_model
-from serve_app.models.safetensors_checkpoint import SafetensorsCheckpoint
+from serve_app.models.checkpoint import Progress
 
-__all__ = ["BUNDLED", "open_checkpoint"]
+__all__ = ["download"]
 
-BUNDLED = "bundled"
-
-_HUB_NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 # Weights and data only: no code, no pickle.
 _ALLOWED = (
     "config.json",
@@ -41,45 +35,22 @@ _ALLOWED = (
 )
 
 
-def open_checkpoint(
-    source: str, *, downloads: Path, progress: Progress = no_progress
-) -> Checkpoint:
-    """Open the checkpoint that a source names.
+def download(repository: str, revision: str | None, downloads: Path, progress: Progress) -> Path:
+    """Download the weights and data of a model, or find them downloaded.
 
     Args:
-        source: "bundled", a .gguf file, a folder of safetensors, or a hub name like org/name or
-            org/name@revision. A file or folder that exists goes before a hub name.
-        downloads: folder that keeps what comes from the hub.
-        progress: told of the bytes of a download.
+        repository: like org/name.
+        revision: branch, tag or commit; None takes the main branch.
+        downloads: folder that keeps them.
+        progress: told of the bytes.
+
+    Returns:
+        The folder of the revision.
 
     Raises:
-        ModelError: there is no such model, or it can't be read or reached.
+        ModelError: there is no such model, or it can't be reached.
     """
-    if source == BUNDLED:
-        return GgufCheckpoint(bundled_model(), source=BUNDLED)
-    path = Path(source).expanduser().absolute()
-    if path.is_dir():
-        return SafetensorsCheckpoint(path)
-    if path.is_file():
-        if path.suffix.lower() != ".gguf":
-            msg = f"{path} is neither a .gguf file nor a folder of safetensors."
-            raise ModelError(msg)
-        return GgufCheckpoint(path)
-    match = _HUB_NAME.fullmatch(source)
-    if match is None or path.suffix.lower() in (".gguf", ".safetensors"):
-        msg = (
-            f"There is no model at {source}; name `{BUNDLED}`, a .gguf file, a folder of "
-            "safetensors, or a hub name like org/name."
-        )
-        raise ModelError(msg)
-    repository = match["repository"]
-    folder = _download(repository, match["revision"], downloads, progress)
-    return SafetensorsCheckpoint(
-        folder, name=repository.split("/")[1], source=f"{repository}@{folder.name}"
-    )
 
-
-def _download(repository: str, revision: str | None, downloads: Path, progress: Progress) -> Path:
     class Bar(tqdm):
         """Passes the byte count on and draws nothing."""
 

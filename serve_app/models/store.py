@@ -20,10 +20,10 @@ from pathlib import Path
 from serve_app.errors import ModelError
 from serve_app.models.checkpoint import Progress, no_progress
 from serve_app.models.decoder_interface import Form
-from serve_app.models.hub import open_checkpoint
 from serve_app.models.manifest import MANIFEST_FILE, Manifest, sha256_of
 from serve_app.models.precision.base import PrecisionName
 from serve_app.models.preparation import Preparation, flush
+from serve_app.models.sources import open_checkpoint
 
 __all__ = ["ModelStore", "PreparedModel"]
 

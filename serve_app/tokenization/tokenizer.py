@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
 from tokenizers import AddedToken, Tokenizer
-from transformers import PreTrainedTokenizerFast
 
 from serve_app.errors import InvalidRequest, ModelError
 from serve_app.messages.tokenization import ChatEncoding, Message, TokenizerInfo
 from serve_app.tokenization.provenance import ControlToken, MessageMarks
 from serve_app.tokenization.token_cache import TokenCache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 __all__ = ["ChatTokenizer"]
 
@@ -36,6 +39,10 @@ class ChatTokenizer:
     """
 
     def __init__(self, model_dir: Path, info: TokenizerInfo, *, cache_entries: int = 4096) -> None:
+        # Imported late, since it takes most of a second: whoever only names the deployment, as the
+        # application's builder does, makes no tokenizer.
+        from transformers import PreTrainedTokenizerFast
+
         try:
             self._tokenizer = PreTrainedTokenizerFast.from_pretrained(
                 str(model_dir), local_files_only=True, trust_remote_code=False

@@ -18,7 +18,7 @@ OPEN = """
 import sys
 from pathlib import Path
 from serve_app.errors import ModelError
-from serve_app.models.hub import open_checkpoint
+from serve_app.models.sources import open_checkpoint
 
 stages = []
 try:

@@ -17,8 +17,8 @@ from tiny_checkpoints import Make
 
 from serve_app.errors import ModelError
 from serve_app.models import manifest as manifest_module
-from serve_app.models.hub import BUNDLED
 from serve_app.models.manifest import Manifest
+from serve_app.models.sources import BUNDLED
 from serve_app.models.store import ModelStore, PreparedModel
 
 Stages = list[tuple[str, int, int]]
