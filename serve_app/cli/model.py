@@ -12,7 +12,7 @@ from rich.table import Table
 
 from serve_app.cli.console import ConsoleSteps, complain, say, show_table
 from serve_app.errors import ConfigError
-from serve_app.settings import PrecisionName, Settings, parley_home
+from serve_app.settings import FormName, PrecisionName, Settings, parley_home
 
 if TYPE_CHECKING:
     from serve_app.models.store import ModelStore, PreparedModel
@@ -34,19 +34,29 @@ def prepare(
     precision: Annotated[
         PrecisionName | None, typer.Option(help="Precision of the weights.")
     ] = None,
+    form: Annotated[FormName | None, typer.Option(help="Form of the decoder graph.")] = None,
+    cache_length: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Tokens of a slot in the standard form; else generator.max_len. At most the context.",
+        ),
+    ] = None,
     verify: Annotated[
         bool,
         typer.Option("--verify", help="Read one that is there already; make it anew if damaged."),
     ] = False,
 ) -> None:
     """Turn a checkpoint into what the engine runs; one that is there already is reused."""
-    wanted = Settings.load().model
+    settings = Settings.load()
+    wanted = settings.model
     with ConsoleSteps() as steps:
         steps.begin(f"Preparing {source or wanted.source}")
         prepared = _store().prepare(
             source or wanted.source,
             precision=precision or wanted.precision,
-            form=wanted.form,
+            form=form or wanted.form,
+            cache_length=cache_length or settings.generator.max_len,
             verify=verify,
             progress=steps.update,
         )

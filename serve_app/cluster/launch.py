@@ -23,6 +23,7 @@ from serve_app.cluster.steps import Steps
 from serve_app.cluster.teardown import end_run
 from serve_app.errors import ConfigError
 from serve_app.models.store import ModelStore, PreparedModel
+from serve_app.routing.serving import require_servable
 from serve_app.state.connection import RedisPool
 from serve_app.state.server import RedisServer, find_redis_server
 
@@ -59,6 +60,7 @@ def start(home: Path, deployment: Deployment, guard: Guard, steps: Steps) -> Run
         _clear_leftovers(folder, steps)
         _require_address(deployment)
         _require_redis(deployment)
+        require_servable(deployment.settings.model)
         model = _prepare_model(home, deployment, steps)
         work_folder = folder.work_folder()
         _require_room(home, work_folder)

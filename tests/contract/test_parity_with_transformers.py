@@ -18,7 +18,6 @@ from serve_app.models.decoder_graph import build_decoder
 from serve_app.models.decoder_interface import DecoderInterface, Form
 from serve_app.models.gguf_checkpoint import GgufCheckpoint, bundled_model
 from serve_app.models.precision.base import PrecisionName
-from serve_app.models.precision.named import precision_named
 from serve_app.models.safetensors_checkpoint import SafetensorsCheckpoint
 from serve_app.models.store import PreparedModel
 
@@ -60,7 +59,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-tied": ("qwen3", {"tie_word_embeddings": True}),
     "qwen3-wide-heads": ("qwen3", {"head_dim": 32}),
 }
-FORMS: dict[Form, PrecisionName] = {"cpu": "fp32", "native": "int8"}
+FORMS: dict[Form, PrecisionName] = {"cpu": "fp32", "native": "int8", "standard": "fp32"}
+CACHE_LENGTH = 64  # of a slot, where the form fixes it
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,9 @@ def pair(
     model, source = saved
     folder = tmp_path_factory.mktemp(form)
     checkpoint = SafetensorsCheckpoint(source)
-    build_decoder(checkpoint, form=form, precision=precision_named(precision), directory=folder)
-    interface = DecoderInterface.of(checkpoint.architecture, form)
+    length = CACHE_LENGTH if form == "standard" else None
+    build_decoder(checkpoint, form=form, precision=precision, directory=folder, cache_length=length)
+    interface = DecoderInterface.of(checkpoint.architecture, form, cache_length=length)
     return Pair(model, open_session(folder, form), interface)
 
 
@@ -204,9 +205,10 @@ def alice() -> list[int]:
     return tokens
 
 
-@pytest.fixture(scope="module")
-def bundled(bundled_reference: Any, bundled_fp32: PreparedModel) -> Pair:
-    return Pair(bundled_reference, open_session(bundled_fp32.path), bundled_fp32.manifest.interface)
+@pytest.fixture(scope="module", params=["bundled_fp32", "bundled_standard"])
+def bundled(request: pytest.FixtureRequest, bundled_reference: Any) -> Pair:
+    model: PreparedModel = request.getfixturevalue(request.param)
+    return Pair(bundled_reference, open_session(model.path), model.manifest.interface)
 
 
 def test_bundled_model_in_fp32_agrees(bundled: Pair, alice: list[int]) -> None:

@@ -62,4 +62,6 @@ def test_inspect_prints_json_alone_and_verify_finds_a_changed_file(
     changed = parley("model", "inspect", "tiny-llama", "--verify")
     assert changed.returncode == 1
     assert f"{folder / name} has another content" in changed.stderr
-    assert f"`parley model prepare {checkpoint} --precision int8 --verify`" in changed.stderr
+    form = manifest["form"]
+    again = f"`parley model prepare {checkpoint} --precision int8 --form {form} --verify`"
+    assert again in changed.stderr

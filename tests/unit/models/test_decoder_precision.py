@@ -10,7 +10,7 @@ import pytest
 
 from serve_app.models.graph_builder import GraphBuilder
 from serve_app.models.precision.base import Precision
-from serve_app.models.precision.fp32 import Fp32
+from serve_app.models.precision.floating_point import FloatingPoint
 from serve_app.models.precision.int8 import Int8Blocks
 
 Write = Callable[[GraphBuilder], None]
@@ -45,7 +45,7 @@ def looked_up(directory: Path, precision: Precision, weight: np.ndarray) -> np.n
     return run(directory, write, indices=np.arange(len(weight)))[0]
 
 
-@pytest.mark.parametrize("precision", [Fp32(), Int8Blocks()])
+@pytest.mark.parametrize("precision", [FloatingPoint("float32"), Int8Blocks()])
 @pytest.mark.parametrize("shape", [(40, 64), (1, 64), (0, 64)])
 def test_linear_multiplies_by_the_weight_and_adds_the_bias(
     tmp_path: Path, precision: Precision, shape: tuple[int, ...]
@@ -60,13 +60,15 @@ def test_linear_multiplies_by_the_weight_and_adds_the_bias(
     (product,) = run(tmp_path, write, states=states)
     # 64 rounded terms of about 1: 8 bits leave an error well under a tenth.
     np.testing.assert_allclose(
-        product, states @ weight.T + bias, atol=1e-4 if isinstance(precision, Fp32) else 0.4
+        product,
+        states @ weight.T + bias,
+        atol=1e-4 if isinstance(precision, FloatingPoint) else 0.4,
     )
 
 
 def test_fp32_table_gives_back_its_rows(tmp_path: Path) -> None:
     weight = random(50, 48)
-    np.testing.assert_array_equal(looked_up(tmp_path, Fp32(), weight), weight)
+    np.testing.assert_array_equal(looked_up(tmp_path, FloatingPoint("float32"), weight), weight)
 
 
 def test_int8_rounds_to_half_a_step_of_each_block(tmp_path: Path) -> None:
@@ -96,7 +98,7 @@ def test_int8_quantizes_a_large_table_in_parts_that_fit_together(tmp_path: Path)
     np.testing.assert_allclose(looked_up(tmp_path, Int8Blocks(), weight), weight, rtol=3e-7)
 
 
-@pytest.mark.parametrize("precision", [Fp32(), Int8Blocks()])
+@pytest.mark.parametrize("precision", [FloatingPoint("float32"), Int8Blocks()])
 @pytest.mark.parametrize("size", [70, 3])  # in the data file, and small enough for the graph
 def test_table_projects_with_the_rows_that_it_looks_up(
     tmp_path: Path, precision: Precision, size: int
@@ -115,7 +117,7 @@ def test_table_projects_with_the_rows_that_it_looks_up(
     rows, product = run(tmp_path, write, indices=np.arange(size), states=states)
     np.testing.assert_allclose(rows, weight, rtol=3e-7)
     np.testing.assert_allclose(
-        product, states @ weight.T, atol=1e-4 if isinstance(precision, Fp32) else 0.4
+        product, states @ weight.T, atol=1e-4 if isinstance(precision, FloatingPoint) else 0.4
     )
 
 
