@@ -39,7 +39,7 @@ __all__ = [
     "parley_home",
 ]
 
-PrecisionName = Literal["fp32", "fp16", "bf16", "int8"]
+PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 FormName = Literal["cpu", "native", "standard"]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]

@@ -111,13 +111,17 @@ class Preparation:
         architecture = self.checkpoint.architecture
         elements = sum(math.prod(shape) for _, shape in architecture.tensors())
         rotary_tables = architecture.context_length * architecture.head_dim * 4
-        # 8-bit blocks: one byte an element, and up to 7 bytes for every 32 of them.
+        # One byte an element, and up to 7 bytes for every 32 of them: scales, and what aligns them.
         blocks = elements * 39 // 32
+        # The standard form has its 8 bits in the projections alone.
+        if self.form == "standard":
+            blocks += architecture.vocab_size * architecture.hidden
         weights = {
             "fp32": elements * 4,
             "fp16": elements * 2,
             "bf16": elements * 2,
             "int8": blocks,
+            "fp8": blocks,
         }[self.precision]
         return weights + rotary_tables + _RESERVE
 

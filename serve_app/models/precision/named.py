@@ -9,6 +9,7 @@ from serve_app.models.decoder_interface import Form
 from serve_app.models.precision.base import Precision, PrecisionName
 from serve_app.models.precision.floating_point import FloatingPoint
 from serve_app.models.precision.int8 import Int8Blocks
+from serve_app.models.precision.quantized import QuantizedWeights
 
 __all__ = ["forms_with", "precision_named"]
 
@@ -19,6 +20,8 @@ _PRECISIONS: Mapping[Form, Mapping[PrecisionName, Callable[[], Precision]]] = {
         "fp32": lambda: FloatingPoint("float32"),
         "fp16": lambda: FloatingPoint("float16"),
         "bf16": lambda: FloatingPoint("bfloat16"),
+        "int8": QuantizedWeights.int8,
+        "fp8": QuantizedWeights.fp8,
     },
 }
 

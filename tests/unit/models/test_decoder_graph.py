@@ -42,7 +42,7 @@ NATIVE = {"form": "native", "precision": "int8"}
 TOKENS = list(range(3, 30))
 CACHE_LENGTH = 32  # tokens of a slot in the standard form
 RUNNABLE = [("cpu", "fp32"), ("cpu", "int8"), ("native", "int8")]
-RUNNABLE += [("standard", "fp32"), ("standard", "fp16")]
+RUNNABLE += [("standard", name) for name in ("fp32", "fp16", "int8", "fp8")]
 KINDS = pytest.mark.parametrize(("form", "precision"), [*RUNNABLE, ("standard", "bf16")])
 
 
@@ -203,6 +203,37 @@ def test_fp16_stays_close_to_fp32(tmp_path: Path, changes: dict[str, Any]) -> No
     assert 0 < (rounded - exact).std() / exact.std() < 0.005
 
 
+@FAMILIES
+@pytest.mark.parametrize(("precision", "distance"), [("int8", 0.04), ("fp8", 0.12)])
+def test_weights_in_8_bits_stay_close_to_fp32(
+    tmp_path: Path, precision: str, distance: float, changes: dict[str, Any]
+) -> None:
+    exact, rounded = (standard_logits(tmp_path, name, changes) for name in ("fp32", precision))
+    assert distance / 10 < (rounded - exact).std() / exact.std() < distance
+
+
+@FAMILIES
+@pytest.mark.parametrize(
+    ("precision", "element"),
+    [("int8", onnx.TensorProto.INT8), ("fp8", onnx.TensorProto.FLOAT8E4M3FN)],
+)
+def test_every_projection_of_the_standard_form_is_stored_in_8_bits(
+    tmp_path: Path, precision: str, element: int, changes: dict[str, Any]
+) -> None:
+    checkpoint = build(tmp_path, precision, "standard", **changes)
+    graph = onnx.load(tmp_path / GRAPH_FILE, load_external_data=False).graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    restored = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    products = [node for node in graph.node if node.op_type == "MatMul"]
+    untied = not checkpoint.architecture.tied_embeddings
+    assert len(products) == 4 * checkpoint.architecture.layers + untied
+    for product in products:
+        weight, scales = (stored[name] for name in restored[product.input[1]].input)
+        assert weight.data_type == element
+        assert scales.data_type == onnx.TensorProto.FLOAT16
+        assert list(scales.dims) == [weight.dims[1]]  # [in, out]: one for every output
+
+
 def standard_logits(folder: Path, precision: str, changes: dict[str, Any]) -> np.ndarray:
     (folder / precision).mkdir()
     checkpoint = build(folder / precision, precision, "standard", **changes)
@@ -248,8 +279,9 @@ def test_tied_embeddings_are_stored_once(tmp_path: Path, form: Form, precision: 
         folder.mkdir()
         build(folder, precision, form, tied_embeddings=tied, vocab_size=3000)
         sizes[tied] = (folder / DATA_FILE).stat().st_size
-    scale_bytes = 2 if form == "native" else 4
-    bytes_per_weight = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1 + scale_bytes / 32}[precision]
+    bytes_per_weight: float = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}[precision]
+    if precision == "int8" and form != "standard":
+        bytes_per_weight += (2 if form == "native" else 4) / 32  # a scale for every block
     table = 3000 * 64 * bytes_per_weight
     assert sizes[False] - sizes[True] == pytest.approx(table, rel=0.05)
 
@@ -290,7 +322,8 @@ def test_building_twice_gives_the_same_bytes(tmp_path: Path, form: Form, precisi
 
 
 @pytest.mark.parametrize(
-    ("form", "precision"), [("cpu", "fp32"), ("native", "int8"), ("standard", "bf16")]
+    ("form", "precision"),
+    [("cpu", "fp32"), ("native", "int8"), ("standard", "bf16"), ("standard", "fp8")],
 )
 def test_memory_holds_a_few_tensors_and_never_the_model(
     tmp_path: Path, form: Form, precision: str
@@ -335,7 +368,7 @@ def test_progress_counts_every_tensor(tmp_path: Path, form: Form) -> None:
         (
             {"precision": "int3"},
             {},
-            "Unknown precision 'int3'; choose one of fp32, int8, fp16, bf16",
+            "Unknown precision 'int3'; choose one of fp32, int8, fp16, bf16, fp8",
         ),
         ({"precision": "bf16"}, {}, "cpu form has no bf16; .*fp32 or int8, or the standard form"),
         (STANDARD, {}, "cache length .* at most the context of 128 tokens, not None"),

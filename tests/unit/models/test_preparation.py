@@ -88,8 +88,8 @@ def test_native_in_fp32_is_refused_and_leaves_nothing(tmp_path: Path, source: Pa
     assert [path.name for path in store.root.iterdir()] == [".lock"]
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_half_precision_becomes_standard(precision: PrecisionName) -> None:
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp8"])
+def test_what_no_other_form_has_becomes_standard(precision: PrecisionName) -> None:
     assert form_of(precision, None) == "standard"
 
 

@@ -20,6 +20,8 @@ from serve_app.settings import ModelSettings, Settings
     [
         {"precision": "fp16"},
         {"precision": "bf16"},
+        {"precision": "fp8"},
+        {"precision": "int8", "form": "standard"},
         {"precision": "fp32", "form": "standard"},
     ],
 )
