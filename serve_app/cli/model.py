@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from serve_app.cli.console import ConsoleSteps, complain, say, show_table
-from serve_app.errors import ConfigError
+from serve_app.errors import ConfigError, ModelError
 from serve_app.settings import FormName, PrecisionName, Settings, parley_home
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["model_app"]
 
-model_app = typer.Typer(help="Prepare, list, inspect and remove models.", no_args_is_help=True)
+model_app = typer.Typer(
+    help="Prepare, list, inspect, lint and remove models.", no_args_is_help=True
+)
 
 _Name = Annotated[str, typer.Argument(help="Name, folder or path of a prepared model.")]
 
@@ -109,6 +111,30 @@ def inspect(
             steps.begin("Verifying")
             model.verify(steps.update)
     typer.echo(json.dumps(_manifest(model), indent=2))
+
+
+@model_app.command()
+def lint(
+    target: Annotated[
+        str, typer.Argument(help="An .onnx file, or name, folder or path of a prepared model.")
+    ],
+) -> None:
+    """Find what TensorRT's ONNX parser would refuse in a graph; exit code 1 if there is anything."""
+    from serve_app.models.decoder_interface import GRAPH_FILE
+    from serve_app.models.tensorrt_lint import lint_graph
+
+    file = Path(target).expanduser()
+    path = file if file.suffix == ".onnx" else _store().find(target).path / GRAPH_FILE
+    offences = lint_graph(path)
+    for offence in offences:
+        say(str(offence))
+    if offences:
+        msg = (
+            f"TensorRT's parser would not take {path}: {len(offences)} faults. "
+            "`parley model prepare --form standard` writes a graph that it should take."
+        )
+        raise ModelError(msg)
+    say(f"TensorRT's parser should take {path}.")
 
 
 @model_app.command()
