@@ -49,18 +49,19 @@ def start(home: Path, deployment: Deployment, guard: Guard, steps: Steps) -> Run
         The state of the run.
 
     Raises:
-        ConfigError: something runs here already, a port is busy, or a part does not start.
+        ConfigError: nothing serves the model's form, something runs here already, a port is busy, or
+            a part does not start.
         ModelError: the model can't be had or prepared.
         StateUnavailable: Redis does not start.
         OSError: the disk is full or a folder can't be written.
     """
+    require_servable(deployment.settings.model)
     folder = RunFolder(home)
     with folder.locked():
         folder.create()
         _clear_leftovers(folder, steps)
         _require_address(deployment)
         _require_redis(deployment)
-        require_servable(deployment.settings.model)
         model = _prepare_model(home, deployment, steps)
         work_folder = folder.work_folder()
         _require_room(home, work_folder)
