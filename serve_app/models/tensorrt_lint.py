@@ -287,6 +287,8 @@ class _Linter:
 def _causal_fault(node: NodeProto, values: _Values) -> str | None:
     if not _attributes(node).get("is_causal", 0):
         return None
+    if any(node.input[3:4]):
+        return "it has both is_causal and attn_mask"
     query, key = (values.shapes.get(name, _Shape(0, None)).dims for name in node.input[:2])
     if query and key and query[-2] is not None and query[-2] == key[-2]:
         return None

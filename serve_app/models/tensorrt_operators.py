@@ -2,7 +2,7 @@
 
 Sources: onnx-tensorrt's `docs/operators.md` for TensorRT 11.2 (operators, types, opsets, and most of
 the restrictions), and its importers, `onnxOpImporters.cpp` and `onnxOpCheckers.cpp` of TensorRT 10.15,
-for what they check beyond that.
+for what they check beyond that; and what TensorRT 11.4 says of its own attention layer.
 """
 
 from __future__ import annotations
@@ -234,10 +234,10 @@ class CausalOnSquares:
     """`is_causal` must stay 0 unless there are as many keys as queries.
 
     The parser takes the node and aligns causality with the upper left corner, so that queries behind
-    a past would see its beginning alone.
+    a past would see its beginning alone. Beside a mask, TensorRT doesn't take it at all.
     """
 
-    instead: str = "use a boolean mask"
+    instead: str = "put causality into a boolean mask, and leave is_causal out"
 
 
 Rule = (

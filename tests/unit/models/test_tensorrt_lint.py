@@ -85,6 +85,11 @@ ATTENTION: dict[str, tuple[NodeProto, Inputs, str]] = {
         HEADS,
         "is_causal is aligned with the upper left corner",
     ),
+    "causal-and-masked": (
+        node("Attention", "q q q mask", is_causal=1),
+        HEADS,
+        "it has both is_causal and attn_mask",
+    ),
     "past": (
         node("Attention", "q update update - past past", "y present_key present_value"),
         {**HEADS, **CACHE},
