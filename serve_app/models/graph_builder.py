@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import numpy as np
 import onnx
@@ -171,7 +171,7 @@ class GraphBuilder:
 
 
 def _value_info(name: str, dtype: DType, shape: Sequence[Dimension]) -> onnx.ValueInfoProto:
-    element = float_dtype(dtype) if dtype in get_args(FloatName) else np.dtype(dtype)
+    element = np.dtype(dtype) if dtype == "int32" or dtype == "int64" else float_dtype(dtype)
     return helper.make_tensor_value_info(
         name, helper.np_dtype_to_tensor_dtype(element), list(shape)
     )
