@@ -8,8 +8,9 @@
 | `python -m load.startup` | how soon `parley up` answers, and what memory all of it takes |
 | `python -m load.compare` | Parley beside llama.cpp's server, as ratios |
 | `python -m load.quality` | what a precision costs in quality |
+| `python -m load.understanding` | how well turns are understood, and how fast |
 
-All but the last hold the conversations of one `workload`, so their figures compare.
+All but the last two hold the conversations of one `workload`, so their figures compare.
 """
 
 from __future__ import annotations

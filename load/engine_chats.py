@@ -41,12 +41,16 @@ class EngineLevel:
     Attributes:
         level: as through HTTP. TTFT begins when the engine is given the prompt's tokens.
         steps: steps of the engine.
+        drafted: tokens computed in them that were guesses.
+        draft_hits: guesses among them that were right.
         busy_s: seconds in which it had anything to do.
         work: what of that its backend did, and in what time.
     """
 
     level: Level
     steps: int
+    drafted: int
+    draft_hits: int
     busy_s: float
     work: RuntimeWork
 
@@ -124,7 +128,7 @@ class EngineChats:
             on_level(concurrency)
             self._hold_all(workload, warm_up, concurrency)
             work, busy_s = self._backend.work(), self._busy.total_s
-            steps = self._engine.stats().steps_total
+            before = self._engine.stats()
             began, cpu = time.perf_counter(), time.process_time()
             replies = self._hold_all(workload, measured, concurrency)
             ended, cpu_ended = time.perf_counter(), time.process_time()
@@ -135,10 +139,13 @@ class EngineChats:
                 wall_s=ended - began,
                 cpu_s=cpu_ended - cpu,
             )
+            after = self._engine.stats()
             levels.append(
                 EngineLevel(
                     level=level,
-                    steps=self._engine.stats().steps_total - steps,
+                    steps=after.steps_total - before.steps_total,
+                    drafted=after.drafted_total - before.drafted_total,
+                    draft_hits=after.draft_hits_total - before.draft_hits_total,
                     busy_s=self._busy.total_s - busy_s,
                     work=self._backend.work() - work,
                 )

@@ -43,6 +43,8 @@ def engine_table(run: BareRun) -> Table:
     table.add_section()
     add("steps", lambda one, _: f"{one.steps}")
     add("step, ms", lambda one, _: _ratio(one.busy_s * 1e3, one.steps))
+    add("  tokens guessed", lambda one, _: _ratio(one.drafted, one.steps))
+    add("  of them right", lambda one, _: _share(one.draft_hits, one.drafted))
     add("  runtime, decode alone", lambda one, _: _share(one.work.decode_s, one.busy_s))
     add("  runtime, with prompts", lambda one, _: _share(one.work.mixed_s, one.busy_s))
     add("  K/V copies", lambda one, _: _share(one.work.copy_s, one.busy_s))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.generation.backends.base import Backend, PromptPiece
+from serve_app.generation.backends.base import Backend, Piece
 
 __all__ = ["RuntimeWork", "TimedBackend"]
 
@@ -23,11 +23,11 @@ class RuntimeWork:
         mixed_s: in steps with prompts, in which others may have decoded as well.
         copy_s: moving, saving and loading K/V.
         decodes: steps without prompts.
-        decoded: tokens decoded in them.
+        decoded: tokens decoded in them, drafts included.
         decode_past: tokens of K/V that each of those found there, added up.
         mixed: steps with prompts.
         prefilled: tokens of prompts computed in them.
-        mixed_decoded: tokens decoded in them.
+        mixed_decoded: tokens decoded in them, drafts included.
         mixed_past: tokens of K/V that each of both kinds found there, added up.
     """
 
@@ -81,6 +81,11 @@ class TimedBackend:
         """Bytes of K/V that one token takes."""
         return self._backend.token_bytes
 
+    @property
+    def draft_rows(self) -> int:
+        """Most tokens of drafts that a step takes."""
+        return self._backend.draft_rows
+
     def work(self) -> RuntimeWork:
         """Return what has been done so far; exact while the engine has nothing to do."""
         return RuntimeWork(
@@ -103,26 +108,30 @@ class TimedBackend:
         )
 
     def step(
-        self, prompts: Sequence[PromptPiece], tokens: NDArray[np.int64], lengths: NDArray[np.int32]
+        self,
+        prompts: Sequence[Piece],
+        tokens: NDArray[np.int64],
+        lengths: NDArray[np.int32],
+        drafts: Sequence[Piece] = (),
     ) -> NDArray[np.float32]:
-        """Compute pieces of prompts, and one more token of the first n slots."""
+        """Compute pieces of prompts, and one more token of the first n slots and what may follow it."""
         began = time.perf_counter()
-        logits = self._backend.step(prompts, tokens, lengths)
+        logits = self._backend.step(prompts, tokens, lengths, drafts)
         took = time.perf_counter() - began
-        past = int(lengths.sum())
+        decoded = len(tokens) + sum(len(piece.tokens) for piece in drafts)
+        past = int(lengths.sum()) + sum(map(_past, drafts))
         if not prompts:
             self._decode_s += took
             self._decodes += 1
-            self._decoded += len(tokens)
+            self._decoded += decoded
             self._decode_past += past
             return logits
         for piece in prompts:
-            size = len(piece.tokens)
-            self._prefilled += size
-            past += size * piece.start + size * (size - 1) // 2
+            self._prefilled += len(piece.tokens)
+            past += _past(piece)
         self._mixed_s += took
         self._mixed += 1
-        self._mixed_decoded += len(tokens)
+        self._mixed_decoded += decoded
         self._mixed_past += past
         return logits
 
@@ -149,3 +158,9 @@ class TimedBackend:
         began = time.perf_counter()
         self._backend.load(blocks, slot)
         self._copy_s += time.perf_counter() - began
+
+
+def _past(piece: Piece) -> int:
+    """Return the tokens of K/V that a piece's tokens find in their slot, added up."""
+    size = len(piece.tokens)
+    return size * piece.start + size * (size - 1) // 2

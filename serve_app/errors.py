@@ -19,6 +19,7 @@ __all__ = [
     "ModelNotFound",
     "Overloaded",
     "ParleyError",
+    "PersonaNotFound",
     "RequestTimeout",
     "StateUnavailable",
     "Unauthorized",
@@ -128,6 +129,14 @@ class ConversationNotFound(ParleyError):
 
     status = 404
     code = "conversation_not_found"
+    kind = "invalid_request_error"
+
+
+class PersonaNotFound(ParleyError):
+    """No persona has that name."""
+
+    status = 404
+    code = "persona_not_found"
     kind = "invalid_request_error"
 
 

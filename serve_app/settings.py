@@ -35,6 +35,7 @@ __all__ = [
     "SamplingSettings",
     "Settings",
     "TokenizerSettings",
+    "deploy_folder",
     "drain_flag",
     "parley_home",
 ]
@@ -63,9 +64,20 @@ def parley_home() -> Path:
     return Path(os.environ.get("PARLEY_HOME") or "~/.parley").expanduser().absolute()
 
 
-def drain_flag() -> Path:
-    """Return the file whose existence tells this machine's ingress to take no more work."""
-    return parley_home() / "run" / "draining"
+def deploy_folder() -> Path:
+    """Return the folder `deploy` that ships: inside an installed package, or beside it in the repository."""
+    package = Path(__file__).parent
+    inside = package / "deploy"
+    return inside if inside.exists() else package.parent / "deploy"
+
+
+def drain_flag(home: Path) -> Path:
+    """Return the file whose existence tells the ingress of a home's run to take no more work.
+
+    Args:
+        home: PARLEY_HOME.
+    """
+    return home / "run" / "draining"
 
 
 class _Section(BaseModel):
@@ -118,6 +130,12 @@ class GeneratorSettings(_Section):
         gt=1,
         description="how many times as long as usual a step may take for the sake of prompts",
     )
+    draft_tokens: int = Field(
+        8,
+        ge=0,
+        description="tokens of a stream that are guessed ahead from its own text and checked in one "
+        "step, at most; 0 guesses nothing, and replies are the same either way",
+    )
     threads: int = Field(0, ge=0, description="threads of the runtime; 0 takes the replica's CPUs")
     stall_timeout_s: Seconds = Field(
         30.0, description="a step that takes longer fails the health check"
@@ -160,6 +178,9 @@ class DialogueSettings(_Section):
     persona: str = Field(
         "You are a helpful AI assistant.",
         description="system prompt of conversations that bring none of their own; never dropped",
+    )
+    personas: Path | None = Field(
+        None, description="folder of persona files; null takes the ones that ship"
     )
     reply_tokens: Positive = Field(
         512, description="room kept for the reply when a request names no max_tokens"

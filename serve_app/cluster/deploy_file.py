@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import ipaddress
 import math
 import os
@@ -14,11 +13,10 @@ from typing import Any, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 
-import serve_app
-from serve_app.cluster.yaml_lines import Fault, KeyPath, YamlFile, read_yaml
 from serve_app.errors import ConfigError
-from serve_app.settings import Settings, parley_home
+from serve_app.settings import Settings, deploy_folder, parley_home
 from serve_app.state.keys import KeyRing
+from serve_app.yaml_lines import Fault, KeyPath, YamlFile, as_sentence, read_yaml, unknown_key
 
 __all__ = ["APPLICATION", "Deployment", "Overrides", "default_deploy_file", "load_deployment"]
 
@@ -81,9 +79,7 @@ class Deployment:
 
 def default_deploy_file() -> Path:
     """Return `deploy/local.yaml`: inside an installed package, or beside it in the repository."""
-    package = Path(serve_app.__file__).parent
-    inside = package / "deploy" / "local.yaml"
-    return inside if inside.exists() else package.parent / "deploy" / "local.yaml"
+    return deploy_folder() / "local.yaml"
 
 
 def load_deployment(file: Path | None = None, overrides: Overrides | None = None) -> Deployment:
@@ -134,7 +130,7 @@ def _faults(data: dict[str, Any]) -> Iterator[Fault]:
         ServeDeploySchema.model_validate(copy.deepcopy(data))
     except ValidationError as error:
         for found in error.errors(include_url=False, include_input=False):
-            yield Fault(tuple(found["loc"]), _sentence(found["msg"]))
+            yield Fault(tuple(found["loc"]), as_sentence(found["msg"]))
         return  # what follows relies on the shape
     position = _position(data)
     if position is None:
@@ -155,7 +151,7 @@ def _faults(data: dict[str, Any]) -> Iterator[Fault]:
             except ValidationError as error:
                 for found in error.errors(include_url=False, include_input=False):
                     yield Fault(
-                        (*here, "autoscaling_config", *found["loc"]), _sentence(found["msg"])
+                        (*here, "autoscaling_config", *found["loc"]), as_sentence(found["msg"])
                     )
 
 
@@ -164,7 +160,7 @@ def _args_faults(args: dict[str, Any], path: KeyPath) -> Iterator[Fault]:
     for name, values in args.items():
         field = Settings.model_fields.get(name)
         if field is None:
-            yield Fault((*path, name), _unknown(name, Settings.model_fields))
+            yield Fault((*path, name), unknown_key(name, Settings.model_fields))
             continue
         section = field.annotation
         if not isinstance(section, type) or not issubclass(section, BaseModel):
@@ -174,9 +170,9 @@ def _args_faults(args: dict[str, Any], path: KeyPath) -> Iterator[Fault]:
         except ValidationError as error:
             for found in error.errors(include_url=False, include_input=False):
                 if found["type"] == "extra_forbidden":
-                    message = _unknown(str(found["loc"][-1]), section.model_fields)
+                    message = unknown_key(str(found["loc"][-1]), section.model_fields)
                 else:
-                    message = _sentence(found["msg"])
+                    message = as_sentence(found["msg"])
                 yield Fault((*path, name, *found["loc"]), message)
     if "url" in (args.get("redis") or {}):
         yield Fault(
@@ -193,7 +189,7 @@ def _unknown_keys(model: type[BaseModel], value: object, path: KeyPath) -> Itera
         field = model.model_fields.get(key)
         if field is None:
             if model.model_config.get("extra") != "forbid":
-                yield Fault((*path, key), _unknown(str(key), model.model_fields))
+                yield Fault((*path, key), unknown_key(str(key), model.model_fields))
             continue
         for nested in _models_in(field.annotation):
             items = enumerate(inner) if isinstance(inner, list) else [(None, inner)]
@@ -207,16 +203,6 @@ def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in get_args(annotation):
         yield from _models_in(argument)
-
-
-def _unknown(key: str, known: Any) -> str:
-    close = difflib.get_close_matches(key, list(known), n=1)
-    return f"unknown key; did you mean `{close[0]}`?" if close else "unknown key; remove it."
-
-
-def _sentence(message: str) -> str:
-    text = message.removeprefix("Value error, ")
-    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _position(data: dict[str, Any]) -> int | None:
@@ -251,7 +237,7 @@ def _without_environment(tree: dict[str, Any]) -> Settings:
         sections = {name: _section(name).model_validate(values) for name, values in tree.items()}
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)[0]
-        msg = f"{'.'.join(map(str, found['loc']))}: {_sentence(found['msg'])}"
+        msg = f"{'.'.join(map(str, found['loc']))}: {as_sentence(found['msg'])}"
         raise ConfigError(msg) from None
     return Settings.model_construct(**sections)  # type: ignore[arg-type]
 

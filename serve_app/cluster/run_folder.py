@@ -199,7 +199,7 @@ class RunFolder:
         for session in sessions[:-1]:
             shutil.rmtree(session)
         shutil.rmtree(work_folder / "h", ignore_errors=True)
-        drain_flag().unlink(missing_ok=True)
+        drain_flag(self.home).unlink(missing_ok=True)
         # The metrics of processes that are gone; see serve_app.telemetry.process_metrics.
         shutil.rmtree(self.metrics, ignore_errors=True)
 

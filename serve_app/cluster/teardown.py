@@ -74,7 +74,7 @@ def end_run(folder: RunFolder, state: RunState, steps: Steps, *, drain: bool) ->
 
 def _drain(folder: RunFolder, state: RunState, steps: Steps) -> None:
     deadline = time.monotonic() + state.drain_timeout_s
-    drain_flag().touch()
+    drain_flag(folder.home).touch()
     try:
         with ServeApi(state.dashboard, folder.token()) as api:
             # First the requests, while all deployments are there: Serve ends them side by side, and
@@ -91,7 +91,7 @@ def _drain(folder: RunFolder, state: RunState, steps: Steps) -> None:
         # Serve is broken: that is no reason to leave its processes running.
         steps.note(f"Running replies could not be waited for: {error}")
     finally:
-        drain_flag().unlink(missing_ok=True)
+        drain_flag(folder.home).unlink(missing_ok=True)
 
 
 def _requests_in_progress(folder: RunFolder) -> int:

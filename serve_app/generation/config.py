@@ -26,6 +26,7 @@ class EngineConfig:
         prefix_block: tokens in one block of the prefix cache.
         prompt_slowdown: how many times as long as usual a step may take for the sake of prompts while
             others decode; above 1.
+        draft_tokens: tokens of a sequence that are guessed ahead in a step, at most; 0 for none.
 
     Raises:
         ConfigError: a limit makes no sense, alone or with another.
@@ -39,6 +40,7 @@ class EngineConfig:
     prefix_cache_bytes: int = 0
     prefix_block: int = 16
     prompt_slowdown: float = math.inf
+    draft_tokens: int = 0
 
     @classmethod
     def of(cls, settings: GeneratorSettings, *, max_len: int) -> Self:
@@ -57,6 +59,7 @@ class EngineConfig:
             prefix_cache_bytes=settings.prefix_cache_mb << 20,
             prefix_block=settings.prefix_block,
             prompt_slowdown=settings.prompt_slowdown,
+            draft_tokens=settings.draft_tokens,
         )
 
     def __post_init__(self) -> None:
@@ -71,6 +74,9 @@ class EngineConfig:
                 f"generator.prompt_slowdown is {self.prompt_slowdown:g}; set it above 1, or no prompt "
                 "could ever be computed while others decode."
             )
+            raise ConfigError(msg)
+        if self.draft_tokens < 0:
+            msg = f"generator.draft_tokens is {self.draft_tokens}; set it to 0 or more."
             raise ConfigError(msg)
         if self.prefix_cache_bytes < 0:
             msg = "The prefix cache can't have less than 0 bytes; set generator.prefix_cache_mb."
@@ -98,6 +104,8 @@ class EngineStats:
         generated_total: tokens sampled since the start.
         prefilled_total: prompt tokens computed since the start, the last one of each prompt left out.
         prefix_hits_total: prompt tokens copied from the prefix cache since the start.
+        drafted_total: tokens computed since the start that were guesses of what comes next.
+        draft_hits_total: guesses among them that were right.
         steps_total: steps since the start.
         step_s: seconds that the last step took.
         tokens_per_s: prompt and output tokens computed per second of recent steps.
@@ -116,6 +124,8 @@ class EngineStats:
     generated_total: int
     prefilled_total: int
     prefix_hits_total: int
+    drafted_total: int
+    draft_hits_total: int
     steps_total: int
     step_s: float
     tokens_per_s: float

@@ -86,6 +86,8 @@ class Generator:
             "generated_total": stats.generated_total,
             "prefilled_total": stats.prefilled_total,
             "prefix_hits_total": stats.prefix_hits_total,
+            "drafted_total": stats.drafted_total,
+            "draft_hits_total": stats.draft_hits_total,
         }
 
     def record_routing_stats(self) -> dict[str, float]:

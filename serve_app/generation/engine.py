@@ -162,6 +162,8 @@ class Engine:
             generated_total=core.generated,
             prefilled_total=core.prefilled,
             prefix_hits_total=core.prefix_hits,
+            drafted_total=core.drafted,
+            draft_hits_total=core.draft_hits,
             steps_total=core.steps,
             step_s=core.step_s,
             tokens_per_s=core.tokens_per_s,

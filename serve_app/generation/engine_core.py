@@ -1,22 +1,25 @@
-"""The step: admit, compute prompts and one more token for everybody, sample, send one frame each.
+"""The step: admit, compute prompts and what comes next for everybody, sample, send one frame each.
 
 Everything here happens in one thread; `engine` puts the thread and the locks around it.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serve_app.errors import ParleyError
-from serve_app.generation.backends.base import Backend, PromptPiece
+from serve_app.generation.backends.base import Backend, Piece
 from serve_app.generation.config import EngineConfig
+from serve_app.generation.drafts import Drafter
 from serve_app.generation.outbox import Deliver, Outbox
 from serve_app.generation.pace import Pace
 from serve_app.generation.prefix_cache import PrefixCache
-from serve_app.generation.sampling import Sampled, sample
+from serve_app.generation.sampling import sample
 from serve_app.generation.scheduler import Scheduler
 from serve_app.generation.sequence import Sequence
 from serve_app.generation.slots import Slots
@@ -54,6 +57,8 @@ class EngineCore:
         generated: tokens sampled.
         prefilled: prompt tokens computed, the last one of each prompt left out.
         prefix_hits: prompt tokens copied from the prefix cache.
+        drafted: tokens computed that were guesses.
+        draft_hits: guesses among them that were right.
         steps: steps taken.
         step_s: seconds of the last one.
         failures: steps in a row that failed, of those that computed logits.
@@ -78,12 +83,15 @@ class EngineCore:
         self.generated = 0
         self.prefilled = 0
         self.prefix_hits = 0
+        self.drafted = 0
+        self.draft_hits = 0
         self.steps = 0
         self.step_s = 0.0
         self.failures = 0
         self.failure: Exception | None = None
         self._backend = backend
         self._pace = Pace(config.prompt_slowdown)
+        self._drafter = Drafter(most=config.draft_tokens, most_rows=backend.draft_rows)
         self._outbox = Outbox()
         self._deliver = deliver
         self._ended: list[Sequence] = []
@@ -108,11 +116,12 @@ class EngineCore:
         A failure of the backend ends the running sequences, not the engine; logits that are not
         numbers end their own sequence, and are such a failure only if the step computed no others.
         """
-        started, prefilled = time.monotonic(), self.prefilled
+        started, prefilled, drafted = time.monotonic(), self.prefilled, self.drafted
         done = self.generated + prefilled
+        decoding = 0
         self._sound_rows = self._broken_rows = 0
         try:
-            self._run()
+            decoding = self._run()
         except Exception as error:
             logger.exception("a step failed; its streams end with an error")
             self._count_failure(error)
@@ -127,8 +136,9 @@ class EngineCore:
         if self._sound_rows:
             self._pace.observe(
                 self.step_s,
-                decoding=self._sound_rows,
+                decoding=decoding,
                 prompt_tokens=self.prefilled - prefilled,
+                drafted=self.drafted - drafted,
             )
         self._recent_tokens *= _MEMORY
         self._recent_tokens += self.generated + self.prefilled - done
@@ -158,14 +168,18 @@ class EngineCore:
         ended, self._ended = self._ended, []
         return ended
 
-    def _run(self) -> None:
-        """Compute what the plan says of prompts, and one more token for everybody whose prompt is done."""
+    def _run(self) -> int:
+        """Compute what the plan says of prompts, and what comes next for everybody whose prompt is done.
+
+        Returns:
+            How many decoded.
+        """
         plan = self._plan()
         sequences = self.scheduler.decoding()
         if not plan and not sequences:
-            return
+            return 0
         pieces = [
-            PromptPiece(
+            Piece(
                 sequence.slot,
                 sequence.computed,
                 sequence.tokens[sequence.computed : sequence.computed + size],
@@ -176,17 +190,69 @@ class EngineCore:
             sequence.computed += size
         tokens = np.array([sequence.newest for sequence in sequences], np.int64)
         lengths = np.array([sequence.computed for sequence in sequences], np.int32)
-        logits = self._backend.step(pieces, tokens, lengths)
-        self.prefilled += sum(size for _, size in plan)
+        prompt_tokens = sum(size for _, size in plan)
+        drafts = self._draft(sequences, prompt_tokens)
+        guesses = [
+            Piece(sequence.slot, sequence.length, np.array(guess)) for sequence, guess in drafts
+        ]
+        logits = self._backend.step(pieces, tokens, lengths, guesses)
+        self.prefilled += prompt_tokens
         for sequence, _ in plan:
             if sequence is not self.scheduler.prefilling:
                 self._keep_prefix(sequence)
-        if not sequences:
-            return
-        sampled = sample(logits, [sequence.sampler for sequence in sequences])
-        for sequence in sequences:
-            sequence.computed += 1
-        self._accept(sequences, sampled)
+        if sequences:
+            self._say(sequences, drafts, logits)
+        return len(sequences)
+
+    def _draft(
+        self, sequences: list[Sequence], prompt_tokens: int
+    ) -> list[tuple[Sequence, list[int]]]:
+        """Guess what follows the newest tokens, as far as that is worth the rows it takes."""
+        if self._drafter.idle or not any(sequence.lookup.matched for sequence in sequences):
+            return []
+        counts = self._drafter.counts(
+            # The last token that a sequence may have is sampled, and never computed.
+            [(each.lookup.matched, each.reserved - each.length - 1) for each in sequences],
+            least_chance=self._pace.worthwhile(
+                decoding=len(sequences), prompt_tokens=prompt_tokens
+            ),
+        )
+        self.drafted += sum(counts)
+        return [
+            (sequence, sequence.lookup.guess(sequence.tokens, count).tolist())
+            for sequence, count in zip(sequences, counts, strict=True)
+            if count
+        ]
+
+    def _say(
+        self,
+        sequences: list[Sequence],
+        drafts: list[tuple[Sequence, list[int]]],
+        logits: NDArray[np.float32],
+    ) -> None:
+        """Sample behind the newest tokens, and behind guesses for as long as they are what was sampled.
+
+        So a token is chosen from the same logits by the same draw as if nothing had been guessed.
+        """
+        self._accept(sequences, logits[: len(sequences)])
+        following = []
+        row = len(sequences)
+        for sequence, guess in drafts:
+            following.append((sequence, guess, row))
+            row += len(guess)
+        for ahead in itertools.count():
+            following = [
+                (sequence, guess, row)
+                for sequence, guess, row in following
+                if ahead < len(guess) and sequence.running and sequence.newest == guess[ahead]
+            ]
+            if not following:
+                return
+            self.draft_hits += len(following)
+            self._accept(
+                [sequence for sequence, _, _ in following],
+                logits[[row + ahead for _, _, row in following]],
+            )
 
     def _plan(self) -> list[tuple[Sequence, int]]:
         """Say how many tokens of whose prompts to compute now, in the order of admission.
@@ -209,8 +275,11 @@ class EngineCore:
             self.scheduler.prefilled()
         return plan
 
-    def _accept(self, sequences: list[Sequence], sampled: Sampled) -> None:
-        """Append the sampled tokens and end the sequences that are done, or got none."""
+    def _accept(self, sequences: list[Sequence], logits: NDArray[np.float32]) -> None:
+        """Sample and append a token of each, and end the sequences that are done, or got none."""
+        sampled = sample(logits, [sequence.sampler for sequence in sequences])
+        for sequence in sequences:
+            sequence.computed += 1
         now = time.monotonic()
         self._sound_rows += len(sequences) - len(sampled.broken)
         self._broken_rows += len(sampled.broken)
@@ -233,6 +302,8 @@ class EngineCore:
             self._outbox.token(sequence.request, token, logprobs)
             if sequence.full:
                 self.end(sequence, FinishReason.LENGTH)
+            elif not self._drafter.idle:
+                self._drafter.follow(sequence.lookup, sequence.tokens)
 
     def _admit(self, budget: int) -> Sequence | None:
         """Give the next sequence a slot and what the prefix cache has of its prompt."""

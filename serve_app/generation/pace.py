@@ -40,15 +40,18 @@ class Pace:
         self._waited_s = 0.0
         self._waits = 0.0
 
-    def observe(self, seconds: float, *, decoding: int, prompt_tokens: int) -> None:
+    def observe(
+        self, seconds: float, *, decoding: int, prompt_tokens: int, drafted: int = 0
+    ) -> None:
         """Take note of a step.
 
         Args:
             seconds: what it took.
             decoding: sequences that decoded in it.
             prompt_tokens: tokens of prompts in it.
+            drafted: tokens guessed in it, each of which costs what a sequence that decodes does.
         """
-        step = np.array([1.0, decoding, prompt_tokens]) / _SCALES
+        step = np.array([1.0, decoding + drafted, prompt_tokens]) / _SCALES
         self._squares = _MEMORY * self._squares + np.outer(step, step)
         self._seconds = _MEMORY * self._seconds + seconds * step
         self._costs = self._fit()
@@ -68,6 +71,17 @@ class Pace:
         usual = self._waited_s / self._waits
         room = self._most_slowdown * usual - (itself + each * decoding)
         return max(_LEAST_TOKENS, room / token)
+
+    def worthwhile(self, *, decoding: int, prompt_tokens: int) -> float:
+        """Return how likely one more row must be to bring a token for a step to be the faster for it.
+
+        Args:
+            decoding: sequences that are going to decode in the step.
+            prompt_tokens: tokens of prompts that are going to be in it.
+        """
+        itself, each, token = self._costs
+        seconds = itself + each * decoding + token * prompt_tokens
+        return each * decoding / seconds if seconds else 0.0
 
     def _fit(self) -> tuple[float, float, float]:
         """Return the costs that the steps so far come nearest to."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from serve_app.generation.drafts import Lookup
 from serve_app.generation.sampling import Sampler
 from serve_app.messages.generation import Finished, FinishReason, GenerateRequest
 
@@ -33,6 +34,7 @@ class Sequence:
         admitted_at: when it got its slot.
         first_token_at: when its first token was sampled here.
         last_token_at: when its newest token was sampled.
+        lookup: where it seems to repeat itself.
     """
 
     request: GenerateRequest
@@ -47,6 +49,7 @@ class Sequence:
     admitted_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None
+    lookup: Lookup = field(default_factory=Lookup, repr=False)
     _tokens: NDArray[np.int64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.errors import as_parley_error, envelope, error_headers
 from serve_app.errors import ClientGone, Overloaded, ParleyError, Unauthorized
-from serve_app.settings import Settings, drain_flag
+from serve_app.settings import Settings, drain_flag, parley_home
 from serve_app.state.keys import KeyRing
 from serve_app.telemetry import metrics
 
@@ -37,7 +37,7 @@ class Gate:
         self._app = app
         self._settings = settings
         self._keys = keys
-        self._drain_flag = drain_flag()
+        self._drain_flag = drain_flag(parley_home())
         self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

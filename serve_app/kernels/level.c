@@ -13,6 +13,7 @@ typedef _Float16 Halves __attribute__((vector_size(32)));
 #define INLINE static inline __attribute__((always_inline))
 /* Arrays that hold registers: constant indices let the compiler take them apart. */
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define ROLLED _Pragma("clang loop unroll(disable)")
 enum { MOST_VECTORS = 16 };
 
 INLINE Floats load(const float *from) {
@@ -102,6 +103,8 @@ enum { MOST_ROWS = 12 };
 #else
 enum { MOST_ROWS = 4 };
 #endif
+/* Bytes of weights to ask for ahead, where what the processor guesses comes too late. */
+enum { AHEAD = 1024 };
 
 /* `rows` rows of a tile, from `first` on, by `groups` groups. Constant arguments unroll all but the blocks. */
 INLINE void multiply_part(int rows, int groups, const Tile *tile, int first, const uint8_t *weights, size_t blocks,
@@ -146,18 +149,24 @@ INLINE void multiply_part(int rows, int groups, const Tile *tile, int first, con
         __m256i halves[MOST_VECTORS * 2];
         UNROLL
         for (int at = 0; at < rows * groups * 2; at++) halves[at] = _mm256_setzero_si256();
-        UNROLL
+        ROLLED /* unrolled, it would want more registers than there are */
         for (int quad = 0; quad < BLOCK / 4; quad++) {
             UNROLL
             for (int g = 0; g < groups; g++) {
                 const uint8_t *from = weights + g * group + (block * (BLOCK / 4) + quad) * 64;
+                __m256i w[2], sizes[2];
+                __builtin_prefetch(from + AHEAD);
                 UNROLL
                 for (int half = 0; half < 2; half++) {
-                    __m256i w = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(from + half * 32)), flip);
+                    w[half] = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(from + half * 32)), flip);
+                    sizes[half] = _mm256_abs_epi8(w[half]);
+                }
+                UNROLL
+                for (int row = 0; row < rows; row++) {
+                    __m256i a = _mm256_set1_epi32(quads[row]);
                     UNROLL
-                    for (int row = 0; row < rows; row++) {
-                        __m256i a = _mm256_set1_epi32(quads[row]);
-                        __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(w, a));
+                    for (int half = 0; half < 2; half++) {
+                        __m256i pairs = _mm256_maddubs_epi16(sizes[half], _mm256_sign_epi8(a, w[half]));
                         int at = (row * groups + g) * 2 + half;
                         halves[at] = _mm256_add_epi32(halves[at], _mm256_madd_epi16(pairs, ones));
                     }
@@ -242,7 +251,7 @@ static void multiply(const Tile *tile, const uint8_t *weights, size_t blocks, in
             ROWS(11, 1);
             ROWS(12, 1);
 #else
-            ROWS(1, 2);
+            ROWS(1, 1);
             ROWS(2, 1);
             ROWS(3, 1);
             ROWS(4, 1);

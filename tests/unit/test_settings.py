@@ -135,6 +135,7 @@ def test_an_engine_is_limited_as_the_settings_say() -> None:
         "prefix_cache_mb": 3,
         "prefix_block": 17,
         "prompt_slowdown": 1.9,
+        "draft_tokens": 5,
     }
     settings = GeneratorSettings.model_validate(chosen)
     expected = chosen | {"max_len": 600, "prefix_cache_bytes": 3 << 20}

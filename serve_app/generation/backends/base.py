@@ -9,16 +9,16 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Backend", "PromptPiece"]
+__all__ = ["Backend", "Piece"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PromptPiece:
-    """Some tokens of a prompt that are to be computed, one behind the other.
+class Piece:
+    """Some tokens of one sequence that are to be computed, one behind the other.
 
     Attributes:
         slot: where their K/V goes.
-        start: tokens that the slot holds already.
+        start: tokens that the slot holds before them.
         tokens: [n], n at least 1.
     """
 
@@ -39,6 +39,7 @@ class Backend(Protocol):
         vocab_size: width of the logits.
         context_length: most tokens of one sequence that the decoder was made for.
         token_bytes: bytes of K/V that one token takes.
+        draft_rows: most tokens of drafts that a step takes, 0 if it takes none.
     """
 
     @property
@@ -49,6 +50,9 @@ class Backend(Protocol):
 
     @property
     def token_bytes(self) -> int: ...  # noqa: D102
+
+    @property
+    def draft_rows(self) -> int: ...  # noqa: D102
 
     def allocate(self, *, slots: int, max_len: int, blocks: int, block_tokens: int) -> None:
         """Take the memory; called once, before anything else.
@@ -62,18 +66,27 @@ class Backend(Protocol):
         ...
 
     def step(
-        self, prompts: Sequence[PromptPiece], tokens: NDArray[np.int64], lengths: NDArray[np.int32]
+        self,
+        prompts: Sequence[Piece],
+        tokens: NDArray[np.int64],
+        lengths: NDArray[np.int32],
+        drafts: Sequence[Piece] = (),
     ) -> NDArray[np.float32]:
         """Compute K/V of pieces of prompts, then one more token of the sequences in slots 0 to n - 1.
+
+        Drafts are guesses of what follows some of these tokens, computed as if they were right. Where
+        one is wrong, the engine writes over what it has left in the slot.
 
         Args:
             prompts: pieces of prompts, in any slots. Where a prompt's last piece is among them, its
                 last token may be among the tokens of the same step.
             tokens: the newest token of each sequence, [n]; n may be 0.
             lengths: tokens that each of these slots holds before it, pieces of this step included, [n].
+            drafts: guesses, at most one piece for each of these slots, `draft_rows` tokens altogether.
 
         Returns:
-            Logits [n, vocab], the caller's to overwrite until the next call.
+            Logits [n + tokens of drafts, vocab], first those behind `tokens`, then those behind each
+            draft's; the caller's to overwrite until the next call.
         """
         ...
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.errors import ConfigError
-from serve_app.generation.backends.base import PromptPiece
+from serve_app.generation.backends.base import Piece
 from serve_app.generation.backends.host_memory import HostMemory
 from serve_app.generation.backends.session import bind_input, bind_output, open_session
 from serve_app.generation.kv_cache import KVCache
@@ -24,6 +24,9 @@ from serve_app.models.decoder_interface import (
 )
 
 __all__ = ["NativeBackend"]
+
+# Logits of as many rows are allocated beyond those of the slots.
+_DRAFT_ROWS = 16
 
 
 class NativeBackend(HostMemory):
@@ -45,6 +48,7 @@ class NativeBackend(HostMemory):
         self.vocab_size = interface.vocab_size
         self.context_length = interface.context_length
         self.token_bytes = interface.token_bytes
+        self.draft_rows = _DRAFT_ROWS
         self._interface = interface
         self._session = open_session(directory, interface, threads=threads)
 
@@ -67,8 +71,8 @@ class NativeBackend(HostMemory):
         )
         self._tokens = np.zeros(0, np.int64)
         self._make_room(max(slots, max_len))
-        self._all_rows = np.arange(slots, dtype=np.int64)
-        self._logits = np.zeros((slots, interface.vocab_size), np.float32)
+        self._all_rows = np.arange(slots + _DRAFT_ROWS, dtype=np.int64)
+        self._logits = np.zeros((slots + _DRAFT_ROWS, interface.vocab_size), np.float32)
         self._binding = self._session.io_binding()
         dtype = np.dtype(interface.cache_dtype).type
         shape = interface.cache_shape(slots, length)
@@ -77,18 +81,22 @@ class NativeBackend(HostMemory):
             self._binding.bind_input(past, "cpu", 0, dtype, shape, pointer)
 
     def step(
-        self, prompts: Sequence[PromptPiece], tokens: NDArray[np.int64], lengths: NDArray[np.int32]
+        self,
+        prompts: Sequence[Piece],
+        tokens: NDArray[np.int64],
+        lengths: NDArray[np.int32],
+        drafts: Sequence[Piece] = (),
     ) -> NDArray[np.float32]:
         """Compute everything in one run, so that the weights are read once; see `Backend.step`."""
-        rows = len(tokens)
+        at = len(tokens)
+        rows = at + sum(len(piece.tokens) for piece in drafts)
         size = rows + sum(len(piece.tokens) for piece in prompts)
         self._make_room(size)
         # Those whose logits are wanted come first.
-        self._tokens[:rows] = tokens
-        self._slots[:rows] = self._all_rows[:rows]
-        self._positions[:rows] = lengths
-        at = rows
-        for piece in prompts:
+        self._tokens[:at] = tokens
+        self._slots[:at] = self._all_rows[:at]
+        self._positions[:at] = lengths
+        for piece in (*drafts, *prompts):
             part = slice(at, at + len(piece.tokens))
             self._tokens[part] = piece.tokens
             self._slots[part] = piece.slot

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.generation.backends.base import PromptPiece
+from serve_app.generation.backends.base import Piece
 from serve_app.generation.backends.host_memory import HostMemory
 from serve_app.generation.backends.session import bind_input, bind_output, open_session
 from serve_app.generation.kv_cache import KVCache
@@ -45,6 +45,7 @@ class OnnxRuntimeBackend(HostMemory):
         self.vocab_size = interface.vocab_size
         self.context_length = interface.context_length
         self.token_bytes = interface.token_bytes
+        self.draft_rows = 0  # the runtime's attention takes one token of a slot in a batch
         self._interface = interface
         self._session = open_session(directory, interface, threads=threads)
         self._bindings: dict[tuple[int, int], Any] = {}
@@ -64,7 +65,11 @@ class OnnxRuntimeBackend(HostMemory):
         self._bindings.clear()
 
     def step(
-        self, prompts: Sequence[PromptPiece], tokens: NDArray[np.int64], lengths: NDArray[np.int32]
+        self,
+        prompts: Sequence[Piece],
+        tokens: NDArray[np.int64],
+        lengths: NDArray[np.int32],
+        drafts: Sequence[Piece] = (),  # noqa: ARG002  (there are none)
     ) -> NDArray[np.float32]:
         """Compute piece by piece, then the tokens in one batch; see `Backend.step`."""
         for piece in prompts:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from serve_app.generation.backends.base import PromptPiece
+from serve_app.generation.backends.base import Piece
 from serve_app.generation.backends.host_memory import HostMemory
 from serve_app.generation.kv_cache import KVCache
 
@@ -27,6 +27,7 @@ _SPOKEN_WIDTH = 1024
 # The likeliest tokens of every step and their logits, all others having 0: close enough together
 # that sampling has a choice, far enough from the rest that it never takes one of those.
 _CANDIDATES = np.array([30.0, 29.5, 29.0, 28.5], np.float32)
+_DRAFT_ROWS = 16
 
 
 class SimulatedBackend(HostMemory):
@@ -59,6 +60,7 @@ class SimulatedBackend(HostMemory):
         self.vocab_size = vocab_size
         self.context_length = context_length
         self.token_bytes = 8
+        self.draft_rows = _DRAFT_ROWS
         self._step_s = step_s
         self._prefill_token_s = prefill_token_s
         self._width = vocab_size if logits_width is None else logits_width
@@ -96,18 +98,26 @@ class SimulatedBackend(HostMemory):
             block_tokens=block_tokens,
         )
         self._hashes: NDArray[np.uint64] = self._kv.slots[0, :, 0, :, 0]
-        self._logits = np.zeros((slots, self._width), np.float32)
+        self._logits = np.zeros((slots + _DRAFT_ROWS, self._width), np.float32)
 
     def step(
-        self, prompts: Sequence[PromptPiece], tokens: NDArray[np.int64], lengths: NDArray[np.int32]
+        self,
+        prompts: Sequence[Piece],
+        tokens: NDArray[np.int64],
+        lengths: NDArray[np.int32],
+        drafts: Sequence[Piece] = (),
     ) -> NDArray[np.float32]:
-        """Chain the hashes of pieces of prompts, then one more in the first n slots; see `Backend.step`."""
+        """Chain the hashes of pieces of prompts, then those of the first n slots; see `Backend.step`."""
         for piece in prompts:
-            self._prefill(piece)
-        return self._decode(tokens, lengths) if len(tokens) else self._logits[:0]
+            _wait(self._prefill_token_s * len(piece.tokens))
+            self._extend(piece)
+        if not len(tokens):
+            return self._logits[:0]
+        _wait(self._step_s)
+        states = [self._decode(tokens, lengths), *map(self._extend, drafts)]
+        return self._logits_of(np.concatenate(states))
 
-    def _prefill(self, piece: PromptPiece) -> None:
-        _wait(self._prefill_token_s * len(piece.tokens))
+    def _extend(self, piece: Piece) -> NDArray[np.uint64]:
         row, start = self._hashes[piece.slot], piece.start
         state = int(row[start - 1]) if start else 0
         states = []
@@ -115,15 +125,16 @@ class SimulatedBackend(HostMemory):
         for token in piece.tokens.tolist():
             state = _chain_one(state, token)
             states.append(state)
-        row[start : start + len(states)] = states
+        hashes = np.array(states, np.uint64)
+        row[start : start + len(hashes)] = hashes
+        return hashes
 
-    def _decode(self, tokens: NDArray[np.int64], lengths: NDArray[np.int32]) -> NDArray[np.float32]:
-        _wait(self._step_s)
+    def _decode(self, tokens: NDArray[np.int64], lengths: NDArray[np.int32]) -> NDArray[np.uint64]:
         slots = np.arange(len(tokens))
         before = np.where(lengths > 0, self._hashes[slots, lengths - 1], np.uint64(0))
         states = _chain(before, tokens)
         self._hashes[slots, lengths] = states
-        return self._logits_of(states)
+        return states
 
     def _logits_of(self, states: NDArray[np.uint64]) -> NDArray[np.float32]:
         logits = self._logits[: len(states)]

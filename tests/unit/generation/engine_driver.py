@@ -121,12 +121,12 @@ class GatedBackend(SimulatedBackend):
         self.open = False
         self.waiting = threading.Event()
 
-    def step(self, prompts: Any, tokens: Any, lengths: Any) -> Any:
+    def step(self, prompts: Any, tokens: Any, lengths: Any, drafts: Any = ()) -> Any:
         if len(tokens) and not self.open:
             self.waiting.set()
             self.permits.acquire()
             self.waiting.clear()
-        return super().step(prompts, tokens, lengths)
+        return super().step(prompts, tokens, lengths, drafts)
 
     def let_go(self) -> None:
         """Let every step through from now on."""

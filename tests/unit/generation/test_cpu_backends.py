@@ -14,7 +14,7 @@ from random_checkpoint import RandomCheckpoint, tiny_architecture
 from tokenizers import Tokenizer
 
 from serve_app.errors import ConfigError, ModelError
-from serve_app.generation.backends.base import PromptPiece
+from serve_app.generation.backends.base import Piece
 from serve_app.generation.backends.native import NativeBackend
 from serve_app.generation.backends.onnxruntime import OnnxRuntimeBackend
 from serve_app.generation.backends.opening import open_backend
@@ -55,7 +55,7 @@ def fill(
     """Compute all but the last token of a prompt, step by step."""
     edges = [start, *cuts, len(tokens) - 1]
     for first, last in itertools.pairwise(edges):
-        backend.step([PromptPiece(slot, first, tokens[first:last])], *NOBODY)
+        backend.step([Piece(slot, first, tokens[first:last])], *NOBODY)
 
 
 def logits_behind(backend: CpuBackend, *prompts: Tokens) -> NDArray[np.float32]:
@@ -95,9 +95,9 @@ def test_logits_are_the_same_to_the_bit_when_prompts_share_a_step(
     running, ending, starting = prompts
     fill(backend, 0, running)
     pieces = [
-        PromptPiece(1, 0, ending[:20]),
-        PromptPiece(1, 20, ending[20:39]),
-        PromptPiece(2, 0, starting[:17]),
+        Piece(1, 0, ending[:20]),
+        Piece(1, 20, ending[20:39]),
+        Piece(2, 0, starting[:17]),
     ]
     tokens = np.array([running[-1], ending[-1]])
     logits = backend.step(pieces, tokens, np.array([49, 39], np.int32))
@@ -106,8 +106,36 @@ def test_logits_are_the_same_to_the_bit_when_prompts_share_a_step(
     np.testing.assert_array_equal(logits_behind(backend, *prompts), alone)
 
 
+def test_a_guess_computes_to_the_bit_what_its_own_step_would(
+    bundled_int8: PreparedModel, alice: Tokens
+) -> None:
+    backend = open_backend(bundled_int8, threads=2)
+    backend.allocate(slots=4, max_len=128, blocks=0, block_tokens=16)
+    prompts = [alice[:50], alice[100:140], alice[200:231]]
+    behind = [alice[50:53], alice[:0], alice[231:240]]
+    steps = []
+    for prompt, more in zip(prompts, behind, strict=True):
+        fill(backend, 3, prompt)
+        known = list(prompt)
+        for token in (None, *more):
+            known += [] if token is None else [token]
+            length = np.array([0, 0, 0, len(known) - 1], np.int32)
+            steps.append(backend.step([], np.array([0, 0, 0, known[-1]]), length)[3].copy())
+    for slot, prompt in enumerate(prompts):
+        fill(backend, slot, prompt)
+    wrong = alice[60:66]
+    tokens = np.array([prompt[-1] for prompt in prompts])
+    lengths = np.array([len(prompt) - 1 for prompt in prompts], np.int32)
+    # What a wrong guess leaves behind is written over.
+    backend.step([], tokens, lengths, [Piece(slot, lengths[slot] + 1, wrong) for slot in (0, 2)])
+    drafts = [Piece(slot, lengths[slot] + 1, behind[slot]) for slot in (0, 2)]
+    logits = backend.step([], tokens, lengths, drafts)
+    first = [steps[0], steps[4], steps[5]]
+    np.testing.assert_array_equal(logits, [*first, *steps[1:4], *steps[6:]])
+
+
 def test_no_logits_are_computed_that_nobody_wants(backend: CpuBackend, alice: Tokens) -> None:
-    logits = backend.step([PromptPiece(2, 0, alice[:20])], *NOBODY)
+    logits = backend.step([Piece(2, 0, alice[:20])], *NOBODY)
     assert logits.shape == (0, backend.vocab_size)
 
 

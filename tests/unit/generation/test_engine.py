@@ -281,8 +281,8 @@ def test_a_slowdown_that_leaves_prompts_no_time_is_refused(slowdown: float):
 class _FailingBackend(SimulatedBackend):
     broken = False
 
-    def step(self, prompts, tokens, lengths):
-        logits = super().step(prompts, tokens, lengths)
+    def step(self, prompts, tokens, lengths, drafts=()):
+        logits = super().step(prompts, tokens, lengths, drafts)
         if self.broken:
             raise RuntimeError("device on fire")
         return logits
@@ -323,8 +323,8 @@ def test_check_fails_after_steps_that_keep_failing():
 
 
 class _NoNumbers(SimulatedBackend):
-    def step(self, prompts, tokens, lengths):
-        return np.full_like(super().step(prompts, tokens, lengths), np.nan)
+    def step(self, prompts, tokens, lengths, drafts=()):
+        return np.full_like(super().step(prompts, tokens, lengths, drafts), np.nan)
 
 
 def test_check_fails_when_no_step_computes_numbers():

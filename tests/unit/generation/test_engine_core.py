@@ -23,10 +23,10 @@ class _Recorder(SimulatedBackend):
         super().__init__()
         self.calls: list[tuple[Any, ...]] = []
 
-    def step(self, prompts, tokens, lengths):
+    def step(self, prompts, tokens, lengths, drafts=()):
         pieces = [(piece.slot, piece.start, len(piece.tokens)) for piece in prompts]
         self.calls.append(("step", pieces, len(tokens)))
-        return super().step(prompts, tokens, lengths)
+        return super().step(prompts, tokens, lengths, drafts)
 
     def move(self, source, target, length):
         self.calls.append(("move", source, target, length))
@@ -395,9 +395,9 @@ def test_a_step_that_fails_ends_those_it_had_planned_and_nobody_who_waits():
     prefilled, generated = stepper.core.prefilled, stepper.core.generated
     step, planned = stepper.backend.step, []
 
-    def broken(prompts: Any, tokens: Any, lengths: Any) -> Any:
+    def broken(prompts: Any, tokens: Any, lengths: Any, drafts: Any = ()) -> Any:
         planned.extend((piece.slot, piece.start, len(piece.tokens)) for piece in prompts)
-        step(prompts, tokens, lengths)
+        step(prompts, tokens, lengths, drafts)
         raise RuntimeError("no power")
 
     stepper.backend.step = broken  # type: ignore[method-assign]

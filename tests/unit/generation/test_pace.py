@@ -127,9 +127,9 @@ class Recorder(SimulatedBackend):
         super().__init__(step_s=STEP_S, prefill_token_s=TOKEN_S)
         self.last = (0, 0)
 
-    def step(self, prompts, tokens, lengths):
+    def step(self, prompts, tokens, lengths, drafts=()):
         self.last = (sum(len(piece.tokens) for piece in prompts), len(tokens))
-        return super().step(prompts, tokens, lengths)
+        return super().step(prompts, tokens, lengths, drafts)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from serve_app.errors import ConfigError
-from serve_app.generation.backends.base import PromptPiece
+from serve_app.generation.backends.base import Piece
 from serve_app.generation.backends.simulated import SimulatedBackend
 from serve_app.settings import Settings
 
@@ -24,7 +24,7 @@ def allocated(backend: SimulatedBackend) -> SimulatedBackend:
 def logits_behind(backend: SimulatedBackend, prompt: NDArray[np.int64]) -> NDArray[np.float32]:
     """Compute a prompt in slot 0, in one step."""
     before = len(prompt) - 1
-    piece = PromptPiece(0, 0, prompt[:before])
+    piece = Piece(0, 0, prompt[:before])
     return backend.step([piece], prompt[before:], np.array([before], np.int32))
 
 
@@ -32,9 +32,9 @@ def test_a_prompt_and_decode_steps_come_to_the_same_state() -> None:
     tokens = np.random.default_rng(3).integers(512, size=20)
     whole, pieces, stepwise, backwards = (allocated(SimulatedBackend()) for _ in range(4))
     expected = logits_behind(whole, tokens)
-    pieces.step([PromptPiece(0, 0, tokens[:5])], *NOBODY)
+    pieces.step([Piece(0, 0, tokens[:5])], *NOBODY)
     # Of one slot, one piece behind the other, and its last token in the same step.
-    both = [PromptPiece(0, 5, tokens[5:7]), PromptPiece(0, 7, tokens[7:19])]
+    both = [Piece(0, 5, tokens[5:7]), Piece(0, 7, tokens[7:19])]
     logits = pieces.step(both, tokens[19:], np.array([19], np.int32))
     np.testing.assert_array_equal(logits, expected)
     for length, token in enumerate(tokens):
@@ -46,12 +46,12 @@ def test_a_prompt_and_decode_steps_come_to_the_same_state() -> None:
 def test_a_step_without_anybody_to_decode_has_no_logits() -> None:
     backend = allocated(SimulatedBackend())
     tokens = np.arange(3)
-    assert backend.step([PromptPiece(1, 0, tokens)], *NOBODY).shape == (0, 512)
+    assert backend.step([Piece(1, 0, tokens)], *NOBODY).shape == (0, 512)
 
 
 def test_a_wrong_slot_is_noticed() -> None:
     backend = allocated(SimulatedBackend())
-    prompts = [PromptPiece(0, 0, np.array([1, 2, 3])), PromptPiece(1, 0, np.array([1, 9, 3]))]
+    prompts = [Piece(0, 0, np.array([1, 2, 3])), Piece(1, 0, np.array([1, 9, 3]))]
     logits = backend.step(prompts, np.array([5, 5]), np.array([3, 3], np.int32))
     assert logits[0].argmax() != logits[1].argmax()
 

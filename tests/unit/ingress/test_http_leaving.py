@@ -254,11 +254,11 @@ def test_a_heartbeat_keeps_a_slow_generator_from_being_given_up(
 
 def test_a_failing_step_ends_its_streams_with_an_error_event(serve: Serve) -> None:
     class Failing(SimulatedBackend):
-        def step(self, prompts: Any, tokens: Any, lengths: Any) -> Any:
+        def step(self, prompts: Any, tokens: Any, lengths: Any, drafts: Any = ()) -> Any:
             if lengths.max(initial=0) > 100:
                 message = "the secret sauce"
                 raise RuntimeError(message)
-            return super().step(prompts, tokens, lengths)
+            return super().step(prompts, tokens, lengths, drafts)
 
     running = serve(backends=[lambda: Failing(vocab_size=VOCAB, avoid=(2,))])
     with running.http() as http:

@@ -20,7 +20,7 @@ from ingress_harness import (
     wait_until,
 )
 
-from serve_app.settings import drain_flag
+from serve_app.settings import drain_flag, parley_home
 
 CHAT = "/v1/chat/completions"
 ASK: list[Any] = [{"role": "user", "content": "Hello"}]
@@ -270,7 +270,7 @@ def test_a_service_that_shuts_down_takes_no_more_work(
     bundled_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PARLEY_HOME", str(tmp_path))
-    flag = drain_flag()
+    flag = drain_flag(parley_home())
     flag.parent.mkdir(parents=True)
     with service(bundled_tokenizer, tmp_path / "service") as made, made.http() as http:
         flag.touch()

@@ -14,7 +14,7 @@ from load.supply import Plan
 from load.timed_backend import RuntimeWork, TimedBackend
 from load.workload import Workload
 from serve_app.errors import ContextLengthExceeded
-from serve_app.generation.backends.base import PromptPiece
+from serve_app.generation.backends.base import Piece
 from serve_app.generation.backends.simulated import SimulatedBackend
 from serve_app.generation.engine import EngineConfig
 from serve_app.messages.tokenization import ChatEncoding, Message, TokenizerInfo
@@ -32,12 +32,12 @@ class FailingBackend(SimulatedBackend):
         super().__init__(**options)
         self.left = at
 
-    def step(self, prompts: Any, tokens: Any, lengths: Any) -> Any:
+    def step(self, prompts: Any, tokens: Any, lengths: Any, drafts: Any = ()) -> Any:
         self.left -= bool(len(tokens))
         if not self.left:
             msg = "a device error"
             raise RuntimeError(msg)
-        return super().step(prompts, tokens, lengths)
+        return super().step(prompts, tokens, lengths, drafts)
 
 
 class RecordingTokenizer(ChatTokenizer):
@@ -166,12 +166,12 @@ def test_work_is_counted_by_hand() -> None:
     timed = TimedBackend(SimulatedBackend(vocab_size=16))
     timed.allocate(slots=2, max_len=32, blocks=4, block_tokens=4)
     nobody = np.zeros(0, np.int64), np.zeros(0, np.int32)
-    assert timed.step([PromptPiece(0, 0, np.arange(4))], *nobody).shape == (0, 16)
+    assert timed.step([Piece(0, 0, np.arange(4))], *nobody).shape == (0, 16)
     before = timed.work()
     assert (before.decodes, before.mixed, before.prefilled, before.mixed_past) == (0, 1, 4, 6)
     timed.save(0, 0, 1)
     timed.load([1], 1)
-    prompts = [PromptPiece(0, 4, np.arange(3)), PromptPiece(1, 4, np.arange(2))]
+    prompts = [Piece(0, 4, np.arange(3)), Piece(1, 4, np.arange(2))]
     logits = timed.step(prompts, np.array([1]), np.array([7], np.int32))
     assert logits.shape == (1, 16)
     timed.step([], np.array([1, 2]), np.array([8, 6], np.int32))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import difflib
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,7 +12,7 @@ import yaml
 
 from serve_app.errors import ConfigError
 
-__all__ = ["Fault", "KeyPath", "YamlFile", "read_yaml"]
+__all__ = ["Fault", "KeyPath", "YamlFile", "as_sentence", "read_yaml", "unknown_key"]
 
 KeyPath: TypeAlias = tuple[Hashable, ...]
 
@@ -37,12 +38,14 @@ class YamlFile:
 
     Attributes:
         file: where it was read.
-        data: its content.
+        content: its bytes.
+        data: what they say.
         lines: line number, from 1, of every key and list item by its path.
         repeated: keys that stand twice in one mapping.
     """
 
     file: Path
+    content: bytes
     data: dict[str, Any]
     lines: dict[KeyPath, int]
     repeated: tuple[Fault, ...]
@@ -75,7 +78,7 @@ def read_yaml(file: Path) -> YamlFile:
         msg = f"Can't read {file}: {error.strerror}."
         raise ConfigError(msg) from None
     if len(content) > _MAX_BYTES:
-        msg = f"{file} is {len(content)} bytes long; this can't be a deploy file."
+        msg = f"{file} is {len(content)} bytes long; a file may have {_MAX_BYTES}. Make it shorter."
         raise ConfigError(msg)
     try:
         loader = yaml.SafeLoader(content)
@@ -94,7 +97,19 @@ def read_yaml(file: Path) -> YamlFile:
     if not isinstance(data, dict):
         msg = f"{file} must hold a mapping of keys to values."
         raise ConfigError(msg)
-    return YamlFile(file, data, walk.lines, tuple(walk.repeated))
+    return YamlFile(file, content, data, walk.lines, tuple(walk.repeated))
+
+
+def unknown_key(key: str, known: Collection[str]) -> str:
+    """Say that a key is unknown, and which one may have been meant."""
+    close = difflib.get_close_matches(key, list(known), n=1)
+    return f"unknown key; did you mean `{close[0]}`?" if close else "unknown key; remove it."
+
+
+def as_sentence(message: str) -> str:
+    """Return what pydantic says of a fault, without its prefix and with a full stop."""
+    text = message.removeprefix("Value error, ")
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 class _Walk:

@@ -1,0 +1,1 @@
+"""What is done about a turn: the state of a conversation, and rules that decide by it."""
