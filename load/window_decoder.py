@@ -19,6 +19,7 @@ from serve_app.models.decoder_interface import (
     SEQLENS_K,
     SLOTS,
     TOTAL_SEQUENCE_LENGTH,
+    WRITE_INDICES,
 )
 from serve_app.models.store import PreparedModel
 
@@ -55,6 +56,9 @@ class WindowDecoder:
             self._inputs[INPUT_IDS] = self._tokens
             self._inputs[SLOTS] = np.zeros(width, np.int32)
             self._inputs[POSITIONS] = np.arange(width, dtype=np.int32)
+        elif interface.form == "standard":
+            self._inputs[INPUT_IDS] = self._tokens.reshape(1, width)
+            self._inputs[WRITE_INDICES] = np.zeros(1, np.int64)
         else:
             self._inputs[INPUT_IDS] = self._tokens.reshape(1, width)
             self._inputs[SEQLENS_K] = np.array([width - 1], np.int32)
@@ -62,7 +66,8 @@ class WindowDecoder:
         for name, value in self._inputs.items():
             bind_input(self._binding, name, value)
         # The graph writes a past that it never reads here: every window begins at nothing.
-        shape = interface.cache_shape(1, -(-width // KEY_TILE) * KEY_TILE)
+        whole = interface.cache_length or -(-width // KEY_TILE) * KEY_TILE
+        shape = interface.cache_shape(1, whole)
         self._cache = [np.zeros(shape, interface.cache_dtype) for _ in interface.cache_names]
         for (past, present), buffer in zip(interface.cache_names, self._cache, strict=True):
             bind_input(self._binding, past, buffer)

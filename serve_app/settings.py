@@ -40,8 +40,8 @@ __all__ = [
     "parley_home",
 ]
 
-PrecisionName = Literal["fp32", "int8"]
-FormName = Literal["cpu", "native"]
+PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+FormName = Literal["cpu", "native", "standard"]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -96,7 +96,8 @@ class ModelSettings(_Section):
     form: FormName | None = Field(
         None,
         description="form of the decoder graph: `native` is Parley's own operators, `cpu` those of "
-        "ONNX Runtime; null takes native where precision and processor allow it",
+        "ONNX Runtime, `standard` ONNX's own for TensorRT; null takes native where precision and "
+        "processor allow it",
     )
 
 

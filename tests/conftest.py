@@ -88,5 +88,18 @@ def bundled_int8_cpu(prepared_home: Path) -> PreparedModel:
     return _bundled(prepared_home, "int8", form="cpu")
 
 
-def _bundled(home: Path, precision: PrecisionName, form: Form | None = None) -> PreparedModel:
-    return ModelStore(home).prepare("bundled", precision=precision, form=form)
+@pytest.fixture(scope="session")
+def bundled_standard(prepared_home: Path) -> PreparedModel:
+    """The bundled model in single precision, on ONNX's own operators, with slots of 1024 tokens."""
+    return _bundled(prepared_home, "fp32", form="standard", cache_length=1024)
+
+
+def _bundled(
+    home: Path,
+    precision: PrecisionName,
+    form: Form | None = None,
+    cache_length: int | None = None,
+) -> PreparedModel:
+    return ModelStore(home).prepare(
+        "bundled", precision=precision, form=form, cache_length=cache_length
+    )

@@ -19,6 +19,7 @@ from serve_app.models.decoder_interface import (
     SEQLENS_K,
     SLOTS,
     TOTAL_SEQUENCE_LENGTH,
+    WRITE_INDICES,
     DecoderInterface,
     Form,
 )
@@ -55,8 +56,9 @@ class DecoderRun:
     ) -> None:
         self._session = session
         self._names = interface.cache_names
+        self._form = interface.form
         self._native = interface.form == "native"
-        shape = interface.cache_shape(slots, max_len)
+        shape = interface.cache_shape(slots, interface.cache_length or max_len)
         self.cache = {past: np.full(shape, 1e4, interface.cache_dtype) for past, _ in self._names}
         self.lengths = np.zeros(slots, np.int64)
 
@@ -86,6 +88,9 @@ class DecoderRun:
             slots = np.repeat(np.arange(len(self.lengths))[used], ids.shape[1])
             binding.bind_cpu_input(SLOTS, slots.astype(np.int32))
             binding.bind_cpu_input(POSITIONS, places.ravel().astype(np.int32))
+        elif self._form == "standard":
+            binding.bind_cpu_input(INPUT_IDS, ids)
+            binding.bind_cpu_input(WRITE_INDICES, starts)
         else:
             binding.bind_cpu_input(INPUT_IDS, ids)
             binding.bind_cpu_input(SEQLENS_K, (self.lengths[used] - 1).astype(np.int32))

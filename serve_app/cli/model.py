@@ -11,15 +11,17 @@ import typer
 from rich.table import Table
 
 from serve_app.cli.console import ConsoleSteps, complain, say, show_table
-from serve_app.errors import ConfigError
-from serve_app.settings import PrecisionName, Settings, parley_home
+from serve_app.errors import ConfigError, ModelError
+from serve_app.settings import FormName, PrecisionName, Settings, parley_home
 
 if TYPE_CHECKING:
     from serve_app.models.store import ModelStore, PreparedModel
 
 __all__ = ["model_app"]
 
-model_app = typer.Typer(help="Prepare, list, inspect and remove models.", no_args_is_help=True)
+model_app = typer.Typer(
+    help="Prepare, list, inspect, lint and remove models.", no_args_is_help=True
+)
 
 _Name = Annotated[str, typer.Argument(help="Name, folder or path of a prepared model.")]
 
@@ -34,19 +36,29 @@ def prepare(
     precision: Annotated[
         PrecisionName | None, typer.Option(help="Precision of the weights.")
     ] = None,
+    form: Annotated[FormName | None, typer.Option(help="Form of the decoder graph.")] = None,
+    cache_length: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Tokens of a slot in the standard form; else generator.max_len. At most the context.",
+        ),
+    ] = None,
     verify: Annotated[
         bool,
         typer.Option("--verify", help="Read one that is there already; make it anew if damaged."),
     ] = False,
 ) -> None:
     """Turn a checkpoint into what the engine runs; one that is there already is reused."""
-    wanted = Settings.load().model
+    settings = Settings.load()
+    wanted = settings.model
     with ConsoleSteps() as steps:
         steps.begin(f"Preparing {source or wanted.source}")
         prepared = _store().prepare(
             source or wanted.source,
             precision=precision or wanted.precision,
-            form=wanted.form,
+            form=form or wanted.form,
+            cache_length=cache_length or settings.generator.max_len,
             verify=verify,
             progress=steps.update,
         )
@@ -99,6 +111,30 @@ def inspect(
             steps.begin("Verifying")
             model.verify(steps.update)
     typer.echo(json.dumps(_manifest(model), indent=2))
+
+
+@model_app.command()
+def lint(
+    target: Annotated[
+        str, typer.Argument(help="An .onnx file, or name, folder or path of a prepared model.")
+    ],
+) -> None:
+    """Find what TensorRT's ONNX parser would refuse in a graph; exit code 1 if there is anything."""
+    from serve_app.models.decoder_interface import GRAPH_FILE
+    from serve_app.models.tensorrt_lint import lint_graph
+
+    file = Path(target).expanduser()
+    path = file if file.suffix == ".onnx" else _store().find(target).path / GRAPH_FILE
+    offences = lint_graph(path)
+    for offence in offences:
+        say(str(offence))
+    if offences:
+        msg = (
+            f"TensorRT's parser would not take {path}: {len(offences)} faults. "
+            "`parley model prepare --form standard` writes a graph that it should take."
+        )
+        raise ModelError(msg)
+    say(f"TensorRT's parser should take {path}.")
 
 
 @model_app.command()

@@ -23,6 +23,7 @@ from serve_app.cluster.steps import Steps
 from serve_app.cluster.teardown import end_run
 from serve_app.errors import ConfigError
 from serve_app.models.store import ModelStore, PreparedModel
+from serve_app.routing.serving import require_servable
 from serve_app.state.connection import RedisPool
 from serve_app.state.server import RedisServer, find_redis_server
 
@@ -48,11 +49,13 @@ def start(home: Path, deployment: Deployment, guard: Guard, steps: Steps) -> Run
         The state of the run.
 
     Raises:
-        ConfigError: something runs here already, a port is busy, or a part does not start.
+        ConfigError: nothing serves the model's form, something runs here already, a port is busy, or
+            a part does not start.
         ModelError: the model can't be had or prepared.
         StateUnavailable: Redis does not start.
         OSError: the disk is full or a folder can't be written.
     """
+    require_servable(deployment.settings.model)
     folder = RunFolder(home)
     with folder.locked():
         folder.create()

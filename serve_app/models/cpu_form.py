@@ -94,17 +94,7 @@ class CpuForm:
     def attention(
         self, name: str, layer: int, qkv: str, qk_norm: tuple[FloatArray, FloatArray] | None
     ) -> str:
-        """Append a layer's attention over its cache.
-
-        Args:
-            name: name of the result.
-            layer: which layer's cache.
-            qkv: [batch * sequence, (heads + 2 * kv_heads) * head_dim], packed in that order.
-            qk_norm: RMSNorm weights [head_dim] of queries and keys, or None.
-
-        Returns:
-            The name of the result, [batch * sequence, heads * head_dim].
-        """
+        """Append a layer's attention over its cache; see `LayerOperators.attention`."""
         shape = self._architecture
         packed = self._graph.node("Reshape", [qkv, self._sequences], f"{name}.packed")
         inputs = (packed, "", "") if qk_norm is None else self._normed_heads(name, packed, qk_norm)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+
+from onnx import TensorProto
 
 from serve_app.errors import ModelError
+from serve_app.models.architecture import Architecture
 from serve_app.models.checkpoint import Checkpoint, Progress, no_progress
 from serve_app.models.cpu_form import CpuForm
 from serve_app.models.decoder_interface import (
@@ -17,9 +19,11 @@ from serve_app.models.decoder_interface import (
     Form,
 )
 from serve_app.models.graph_builder import GraphBuilder
+from serve_app.models.layer_operators import LayerOperators
 from serve_app.models.native_form import NativeDecoder
-from serve_app.models.precision.base import Precision
-from serve_app.models.precision.int8 import Int8Blocks
+from serve_app.models.precision.base import Precision, PrecisionName
+from serve_app.models.precision.named import precision_named
+from serve_app.models.standard_form import StandardForm
 from serve_app.models.weights import Weights
 
 __all__ = ["build_decoder"]
@@ -29,8 +33,9 @@ def build_decoder(
     checkpoint: Checkpoint,
     *,
     form: Form,
-    precision: Precision,
+    precision: PrecisionName,
     directory: Path,
+    cache_length: int | None = None,
     progress: Progress = no_progress,
 ) -> None:
     """Write `decoder.onnx` and `decoder.onnx.data` into a folder that exists.
@@ -43,27 +48,41 @@ def build_decoder(
         form: which operators the graph is made of.
         precision: how weights are stored and multiplied.
         directory: where the two files go.
+        cache_length: tokens of a slot, which the standard form needs and the others don't fix.
         progress: told of every tensor read, out of all tensors.
 
     Raises:
-        ModelError: the form is unknown, form or precision can't take this architecture, or a tensor
-            can't be read.
+        ModelError: form or precision is unknown, they don't go together, they can't take this
+            architecture, the cache is longer than the context, or a tensor can't be read.
         OSError: the disk is full or the folder can't be written.
     """
-    if form not in get_args(Form):
-        msg = f"Unknown form {form!r}; choose one of {', '.join(get_args(Form))}."
-        raise ModelError(msg)
-    if form == "native" and not isinstance(precision, Int8Blocks):
-        msg = "The native form has 8-bit blocks alone; choose precision int8, or the cpu form."
-        raise ModelError(msg)
+    stored = precision_named(precision, form)
     weights = Weights(checkpoint, progress)
     with GraphBuilder(directory / GRAPH_FILE, directory / DATA_FILE) as graph:
         if form == "native":
             NativeDecoder(graph, weights).write()
         else:
-            operators = CpuForm(graph, checkpoint.architecture)
-            _Decoder(graph, operators, precision, weights).write()
+            operators = _operators(graph, checkpoint.architecture, stored, form, cache_length)
+            _Decoder(graph, operators, stored, weights).write()
         graph.save()
+
+
+def _operators(
+    graph: GraphBuilder,
+    architecture: Architecture,
+    precision: Precision,
+    form: Form,
+    cache_length: int | None,
+) -> LayerOperators:
+    if form != "standard":
+        return CpuForm(graph, architecture)
+    if cache_length is None or not 0 < cache_length <= architecture.context_length:
+        msg = (
+            "The standard form needs a cache length of at least 1 and at most the context of "
+            f"{architecture.context_length} tokens, not {cache_length}."
+        )
+        raise ModelError(msg)
+    return StandardForm(graph, architecture, dtype=precision.dtype, cache_length=cache_length)
 
 
 class _Decoder:
@@ -74,7 +93,7 @@ class _Decoder:
     """
 
     def __init__(
-        self, graph: GraphBuilder, form: CpuForm, precision: Precision, weights: Weights
+        self, graph: GraphBuilder, form: LayerOperators, precision: Precision, weights: Weights
     ) -> None:
         self._graph = graph
         self._form = form
@@ -111,10 +130,14 @@ class _Decoder:
             update, residual = self._feed_forward(layer, residual, attended)
             norm = norms[layer + 1]
             states, residual = form.norm_sum(norm, residual, update, weights(f"{norm}.weight"))
+        exact = precision.dtype == "float32"
+        logits = LOGITS if exact else f"{LOGITS}.{precision.dtype}"
         if self._architecture.tied_embeddings:
-            precision.project(graph, LOGITS, embedding, states)
+            precision.project(graph, logits, embedding, states)
         else:
-            precision.linear(graph, LOGITS, states, weights("lm_head.weight"))
+            precision.linear(graph, logits, states, weights("lm_head.weight"))
+        if not exact:
+            graph.node("Cast", [logits], LOGITS, to=TensorProto.FLOAT)
 
     def _attend(self, layer: int, states: str) -> str:
         """Append a layer's fused q/k/v projection and its attention."""

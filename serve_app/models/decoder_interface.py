@@ -27,6 +27,22 @@ whole cache. It has no present: it writes into the past.
 | `past.{layer}.key` | float16 | [slots, kv_heads, max_len, head_dim], in tiles [head_dim, 16] of 16 positions |
 | `past.{layer}.value` | float16 | [slots, kv_heads, max_len, head_dim] |
 | `logits` (output) | float32 | [rows, vocab_size] |
+
+The standard form runs a step over a batch too, but its cache has one length, fixed in the graph. A
+float is whatever the precision computes in.
+
+| tensor | type | shape |
+| --- | --- | --- |
+| `input_ids` | int64 | [batch, sequence] |
+| `write_indices` | int64 | [batch], tokens in the cache before the step |
+| `logit_rows` | int64 | [rows], rows of the flattened [batch * sequence] whose logits are wanted |
+| `past.{layer}.key`, `past.{layer}.value` | float | [batch, kv_heads, cache_length, head_dim] |
+| `logits` (output) | float32 | [rows, vocab_size] |
+| `present.{layer}.key`, `present.{layer}.value` (output) | float | like past |
+
+Past and present are the same memory, as in the cpu form. Any batch may have any number of new tokens
+each, as long as they end within the cache. What the cache holds where nothing has been written has no
+weight in the result, but must be finite: take zeroed memory.
 """
 
 from __future__ import annotations
@@ -34,9 +50,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from serve_app.models.architecture import Architecture
+from serve_app.models.element_types import FloatName, float_dtype
 
 __all__ = [
     "DATA_FILE",
@@ -49,6 +64,7 @@ __all__ = [
     "SEQLENS_K",
     "SLOTS",
     "TOTAL_SEQUENCE_LENGTH",
+    "WRITE_INDICES",
     "DecoderInterface",
     "Form",
     "past_key",
@@ -57,7 +73,7 @@ __all__ = [
     "present_value",
 ]
 
-Form = Literal["cpu", "native"]
+Form = Literal["cpu", "native", "standard"]
 
 GRAPH_FILE = "decoder.onnx"
 DATA_FILE = "decoder.onnx.data"
@@ -69,6 +85,7 @@ LOGIT_ROWS = "logit_rows"
 LOGITS = "logits"
 SLOTS = "slots"
 POSITIONS = "positions"
+WRITE_INDICES = "write_indices"
 
 # Positions whose keys lie together in the native form's cache, [head_dim, KEY_TILE].
 KEY_TILE = 16
@@ -106,7 +123,8 @@ class DecoderInterface:
         hidden: elements of one hidden state.
         vocab_size: width of the logits.
         context_length: most tokens one sequence may hold; also the limit of `max_len`.
-        cache_dtype: numpy name of the cache's element type.
+        cache_dtype: name of the cache's element type.
+        cache_length: tokens of a slot where the graph fixes them, else None.
     """
 
     form: Form
@@ -116,11 +134,26 @@ class DecoderInterface:
     hidden: int
     vocab_size: int
     context_length: int
-    cache_dtype: str = "float32"
+    cache_dtype: FloatName = "float32"
+    cache_length: int | None = None
 
     @classmethod
-    def of(cls, architecture: Architecture, form: Form = "cpu") -> DecoderInterface:
-        """Return the interface of the graph that `build_decoder` writes for an architecture."""
+    def of(
+        cls,
+        architecture: Architecture,
+        form: Form = "cpu",
+        *,
+        dtype: FloatName = "float32",
+        cache_length: int | None = None,
+    ) -> DecoderInterface:
+        """Return the interface of the graph that `build_decoder` writes for an architecture.
+
+        Args:
+            architecture: what the checkpoint is.
+            form: form of the graph.
+            dtype: element type of the states, which the standard form caches as they are.
+            cache_length: tokens of a slot in the standard form, else None.
+        """
         return cls(
             form=form,
             layers=architecture.layers,
@@ -128,14 +161,15 @@ class DecoderInterface:
             head_dim=architecture.head_dim,
             hidden=architecture.hidden,
             vocab_size=architecture.vocab_size,
-            context_length=architecture.context_length,
-            cache_dtype="float16" if form == "native" else "float32",
+            context_length=cache_length or architecture.context_length,
+            cache_dtype="float16" if form == "native" else dtype,
+            cache_length=cache_length,
         )
 
     @property
     def token_bytes(self) -> int:
         """Bytes of K/V that one token takes."""
-        itemsize = np.dtype(self.cache_dtype).itemsize
+        itemsize = float_dtype(self.cache_dtype).itemsize
         return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
 
     def cache_shape(self, batch: int, max_len: int) -> tuple[int, int, int, int]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from serve_app import __version__
+from serve_app.models.element_types import FloatName, float_dtype
 
 __all__ = ["CONTRIB", "IR_VERSION", "OPSET", "GraphBuilder"]
 
@@ -26,7 +27,7 @@ _ALIGNMENT = 4096
 # What is smaller stays in the graph, where a runtime can fold it.
 _INLINE_BYTES = 1024
 
-DType = Literal["float16", "float32", "int32", "int64"]
+DType = FloatName | Literal["int32", "int64"]
 Dimension = int | str
 
 
@@ -80,7 +81,8 @@ class GraphBuilder:
             return self.constant(name, array)
         self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
         offset = self._file.tell()
-        self._file.write(array.data)
+        # Types of ml_dtypes don't give out their memory; bytes do.
+        self._file.write(array.view(np.uint8).data)
         self._add_external(name, array.dtype, array.shape, offset, array.nbytes)
         return name
 
@@ -169,5 +171,7 @@ class GraphBuilder:
 
 
 def _value_info(name: str, dtype: DType, shape: Sequence[Dimension]) -> onnx.ValueInfoProto:
-    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    return helper.make_tensor_value_info(name, element, list(shape))
+    element = np.dtype(dtype) if dtype == "int32" or dtype == "int64" else float_dtype(dtype)
+    return helper.make_tensor_value_info(
+        name, helper.np_dtype_to_tensor_dtype(element), list(shape)
+    )

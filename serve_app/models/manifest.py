@@ -15,6 +15,7 @@ from serve_app.errors import ModelError
 from serve_app.models.architecture import Architecture
 from serve_app.models.decoder_interface import DecoderInterface, Form
 from serve_app.models.precision.base import PrecisionName
+from serve_app.models.precision.named import precision_named
 
 __all__ = [
     "FORMAT_VERSION",
@@ -74,6 +75,7 @@ class Manifest(_Part):
         architecture: what the weights are for.
         form: form of the decoder graph.
         precision: precision of its weights.
+        cache_length: tokens of a slot where the graph fixes them, else None.
         context_length: most tokens in one sequence.
         vocab_size: number of token ids.
         eos_token_ids: tokens that end a turn.
@@ -91,6 +93,7 @@ class Manifest(_Part):
     architecture: Architecture
     form: Form
     precision: PrecisionName
+    cache_length: int | None = None
     context_length: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
@@ -102,7 +105,12 @@ class Manifest(_Part):
     @property
     def interface(self) -> DecoderInterface:
         """What an engine must know of the decoder graph to feed it."""
-        return DecoderInterface.of(self.architecture, self.form)
+        return DecoderInterface.of(
+            self.architecture,
+            self.form,
+            dtype=precision_named(self.precision, self.form).dtype,
+            cache_length=self.cache_length,
+        )
 
     @property
     def is_current(self) -> bool:

@@ -24,9 +24,12 @@ from serve_app.models.manifest import (
     tool_versions,
 )
 from serve_app.models.precision.base import PrecisionName
-from serve_app.models.precision.named import precision_named
+from serve_app.models.precision.named import forms_with
 
-__all__ = ["Preparation", "flush"]
+__all__ = ["DEFAULT_CACHE_LENGTH", "Preparation", "chosen_form", "flush"]
+
+DEFAULT_CACHE_LENGTH = 2048
+"""Tokens of a slot in a standard graph, unless somebody says otherwise or the context is shorter."""
 
 # Tokenizer, graph and manifest, and some air: a disk should not be filled to its last byte.
 _RESERVE = 64 << 20
@@ -39,20 +42,38 @@ class Preparation:
         checkpoint: where weights and tokenizer come from.
         precision: precision of the weights.
         form: form of the decoder graph.
+        cache_length: tokens of a slot where the form fixes them, else None.
         sources: the checkpoint's files as they are now.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, precision: PrecisionName, form: Form | None
+        self,
+        checkpoint: Checkpoint,
+        *,
+        precision: PrecisionName,
+        form: Form | None,
+        cache_length: int | None = None,
     ) -> None:
         """Describe what is to be prepared.
+
+        Args:
+            checkpoint: where weights and tokenizer come from.
+            precision: precision of the weights.
+            form: form of the decoder graph, or None; see `chosen_form`.
+            cache_length: tokens of a slot in the standard form, at most the model's context; None
+                takes `DEFAULT_CACHE_LENGTH`.
 
         Raises:
             ModelError: this machine can't run the form.
         """
         self.checkpoint = checkpoint
         self.precision = precision
-        self.form = _form(precision, form)
+        self.form = chosen_form(precision, form)
+        self.cache_length: int | None = None
+        if self.form == "standard":
+            self.cache_length = min(
+                cache_length or DEFAULT_CACHE_LENGTH, checkpoint.architecture.context_length
+            )
         self.sources = tuple(SourceFile.of(path) for path in checkpoint.files)
 
     def yields(
@@ -74,6 +95,7 @@ class Preparation:
             and manifest.architecture == self.checkpoint.architecture
             and manifest.form == self.form
             and manifest.precision == self.precision
+            and manifest.cache_length == self.cache_length
             and (sources is None or manifest.source_files == sources)
             and (sha256 is None or manifest.source_sha256 == sha256)
         )
@@ -81,16 +103,26 @@ class Preparation:
     def folder_name(self, source_sha256: str) -> str:
         """Return the folder's name: safe for any file system, told apart by the source's hash."""
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.checkpoint.name).strip(".-") or "model"
-        return f"{name[:80]}-{self.precision}-{self.form}-{source_sha256[:8]}"
+        form = self.form if self.cache_length is None else f"{self.form}-{self.cache_length}"
+        return f"{name[:80]}-{self.precision}-{form}-{source_sha256[:8]}"
 
     def needed_bytes(self) -> int:
         """Estimate from above what the folder takes on the disk."""
         architecture = self.checkpoint.architecture
         elements = sum(math.prod(shape) for _, shape in architecture.tensors())
         rotary_tables = architecture.context_length * architecture.head_dim * 4
-        # 8-bit blocks: one byte an element, and up to 7 bytes for every 32 of them.
+        # One byte an element, and up to 7 bytes for every 32 of them: scales, and what aligns them.
         blocks = elements * 39 // 32
-        weights = {"fp32": elements * 4, "int8": blocks}[self.precision]
+        # The standard form has its 8 bits in the projections alone.
+        if self.form == "standard":
+            blocks += architecture.vocab_size * architecture.hidden
+        weights = {
+            "fp32": elements * 4,
+            "fp16": elements * 2,
+            "bf16": elements * 2,
+            "int8": blocks,
+            "fp8": blocks,
+        }[self.precision]
         return weights + rotary_tables + _RESERVE
 
     def hash_sources(self, progress: Progress) -> str:
@@ -113,8 +145,9 @@ class Preparation:
         build_decoder(
             self.checkpoint,
             form=self.form,
-            precision=precision_named(self.precision),
+            precision=self.precision,
             directory=directory,
+            cache_length=self.cache_length,
             progress=progress,
         )
         manifest = Manifest(
@@ -126,7 +159,8 @@ class Preparation:
             architecture=architecture,
             form=self.form,
             precision=self.precision,
-            context_length=architecture.context_length,
+            cache_length=self.cache_length,
+            context_length=self.cache_length or architecture.context_length,
             vocab_size=architecture.vocab_size,
             eos_token_ids=tokenizer.eos_token_ids,
             bos_token_id=tokenizer.bos_token_id,
@@ -138,10 +172,17 @@ class Preparation:
         return manifest
 
 
-def _form(precision: PrecisionName, wanted: Form | None) -> Form:
-    """Return the form to prepare: what is wanted, else the fastest."""
+def chosen_form(precision: PrecisionName, wanted: Form | None) -> Form:
+    """Return the form to prepare: what is wanted, else the fastest that has the precision.
+
+    Raises:
+        ModelError: this machine can't run the form.
+    """
     if wanted is None:
-        return "native" if precision == "int8" and library.available() else "cpu"
+        forms = forms_with(precision)
+        if "native" in forms and library.available():
+            return "native"
+        return "cpu" if "cpu" in forms else "standard"
     if wanted == "native" and library.level() is None:
         msg = (
             "Parley's own operators aren't compiled here, and the native form is made of them: "

@@ -77,11 +77,7 @@ class PreparedModel:
                 fault = "has another content than when it was prepared"
             else:
                 continue
-            msg = (
-                f"{path} {fault}; `PARLEY_MODEL_FORM={self.manifest.form} "
-                f"parley model prepare {shlex.quote(self.manifest.source)} "
-                f"--precision {self.manifest.precision} --verify` makes the model anew."
-            )
+            msg = f"{path} {fault}; `{self._prepare_command} --verify` makes the model anew."
             raise ModelError(msg)
 
     def verified(self, progress: Progress = no_progress) -> bool:
@@ -91,6 +87,15 @@ class PreparedModel:
         except ModelError:
             return False
         return True
+
+    @property
+    def _prepare_command(self) -> str:
+        made = self.manifest
+        words = ["parley", "model", "prepare", made.source, "--precision", made.precision]
+        words += ["--form", made.form]
+        if made.cache_length is not None:
+            words += ["--cache-length", str(made.cache_length)]
+        return shlex.join(words)
 
 
 _Check = Callable[[PreparedModel], bool]
@@ -113,6 +118,7 @@ class ModelStore:
         *,
         precision: PrecisionName,
         form: Form | None = None,
+        cache_length: int | None = None,
         verify: bool = False,
         progress: Progress = no_progress,
     ) -> PreparedModel:
@@ -126,6 +132,7 @@ class ModelStore:
             precision: precision of the weights.
             form: form of the decoder graph; None takes the fastest that precision and processor
                 allow.
+            cache_length: tokens of a slot in the standard form, see `Preparation`.
             verify: read a model's files too before it is reused.
             progress: told of stages, in bytes or tensors.
 
@@ -134,7 +141,9 @@ class ModelStore:
                 Nothing half-written is left.
         """
         checkpoint = open_checkpoint(source, downloads=self._downloads, progress=progress)
-        preparation = Preparation(checkpoint, precision=precision, form=form)
+        preparation = Preparation(
+            checkpoint, precision=precision, form=form, cache_length=cache_length
+        )
 
         def usable(model: PreparedModel) -> bool:
             return model.verified(progress) if verify else model.whole

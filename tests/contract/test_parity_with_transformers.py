@@ -18,7 +18,6 @@ from serve_app.models.decoder_graph import build_decoder
 from serve_app.models.decoder_interface import DecoderInterface, Form
 from serve_app.models.gguf_checkpoint import GgufCheckpoint, bundled_model
 from serve_app.models.precision.base import PrecisionName
-from serve_app.models.precision.named import precision_named
 from serve_app.models.safetensors_checkpoint import SafetensorsCheckpoint
 from serve_app.models.store import PreparedModel
 
@@ -60,7 +59,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-tied": ("qwen3", {"tie_word_embeddings": True}),
     "qwen3-wide-heads": ("qwen3", {"head_dim": 32}),
 }
-FORMS: dict[Form, PrecisionName] = {"cpu": "fp32", "native": "int8"}
+FORMS: dict[Form, PrecisionName] = {"cpu": "fp32", "native": "int8", "standard": "fp32"}
+CACHE_LENGTH = 64  # of a slot, where the form fixes it
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,9 @@ class Pair:
     session: Any
     interface: DecoderInterface
 
-    def expected(self, tokens: list[int], *, last: int = 0) -> np.ndarray:
-        """Compute the logits of all positions, or of the last ones."""
-        with torch.no_grad():
-            output = self.model(torch.tensor([tokens]), logits_to_keep=last)
-        logits: np.ndarray = output.logits[0].numpy()
-        return logits
+    def expected(self, tokens: list[int]) -> np.ndarray:
+        """Compute the logits of all positions."""
+        return reference_logits(self.model, tokens)
 
     def run(self, *, slots: int = 1, max_len: int = 64) -> DecoderRun:
         return DecoderRun(self.session, self.interface, slots=slots, max_len=max_len)
@@ -92,6 +89,14 @@ class Pair:
 
     def tokens(self, count: int, seed: int = 0) -> list[int]:
         return np.random.default_rng(seed).integers(self.interface.vocab_size, size=count).tolist()
+
+
+def reference_logits(model: Any, tokens: list[int], *, last: int = 0) -> np.ndarray:
+    """Compute transformers' logits of all positions, or of the last ones."""
+    with torch.no_grad():
+        output = model(torch.tensor([tokens]), logits_to_keep=last)
+    logits: np.ndarray = output.logits[0].numpy()
+    return logits
 
 
 def random_model(family: str, options: dict[str, Any]) -> Any:
@@ -139,8 +144,9 @@ def pair(
     model, source = saved
     folder = tmp_path_factory.mktemp(form)
     checkpoint = SafetensorsCheckpoint(source)
-    build_decoder(checkpoint, form=form, precision=precision_named(precision), directory=folder)
-    interface = DecoderInterface.of(checkpoint.architecture, form)
+    length = CACHE_LENGTH if form == "standard" else None
+    build_decoder(checkpoint, form=form, precision=precision, directory=folder, cache_length=length)
+    interface = DecoderInterface.of(checkpoint.architecture, form, cache_length=length)
     return Pair(model, open_session(folder, form), interface)
 
 
@@ -204,14 +210,26 @@ def alice() -> list[int]:
     return tokens
 
 
+@pytest.fixture(scope="module", params=["bundled_fp32", "bundled_standard"])
+def bundled(request: pytest.FixtureRequest, bundled_reference: Any) -> Pair:
+    model: PreparedModel = request.getfixturevalue(request.param)
+    return Pair(bundled_reference, open_session(model.path), model.manifest.interface)
+
+
 @pytest.fixture(scope="module")
-def bundled(bundled_reference: Any, bundled_fp32: PreparedModel) -> Pair:
-    return Pair(bundled_reference, open_session(bundled_fp32.path), bundled_fp32.manifest.interface)
+def near(bundled_reference: Any, alice: list[int]) -> np.ndarray:
+    """Transformers' logits of the text's first 384 tokens."""
+    return reference_logits(bundled_reference, alice[:384])
 
 
-def test_bundled_model_in_fp32_agrees(bundled: Pair, alice: list[int]) -> None:
-    tokens = alice[:384]
-    expected = bundled.expected(tokens)
+@pytest.fixture(scope="module")
+def far(bundled_reference: Any, alice: list[int]) -> np.ndarray:
+    """Transformers' logits of the last 8 of the text's first 1024 tokens."""
+    return reference_logits(bundled_reference, alice[:1024], last=8)
+
+
+def test_bundled_model_in_fp32_agrees(bundled: Pair, near: np.ndarray, alice: list[int]) -> None:
+    tokens, expected = alice[:384], near
     assert np.abs(bundled.run(max_len=384).step([tokens]) - expected).max() < 1e-3
     run = bundled.run(slots=2, max_len=512)
     run.step([tokens[:128]], slot=1, rows=[])
@@ -220,12 +238,14 @@ def test_bundled_model_in_fp32_agrees(bundled: Pair, alice: list[int]) -> None:
     assert np.abs(np.concatenate(chunked) - expected[128:316]).max() < 1e-3
 
 
-def test_bundled_model_agrees_far_into_its_context(bundled: Pair, alice: list[int]) -> None:
+def test_bundled_model_agrees_far_into_its_context(
+    bundled: Pair, far: np.ndarray, alice: list[int]
+) -> None:
     # Rotary angles are large here, so that an error in a frequency would show.
     tokens = alice[:1024]
     run = bundled.run(max_len=1024)
     logits = run.step([tokens], rows=range(1016, 1024))
-    assert np.abs(logits - bundled.expected(tokens, last=8)).max() < 1e-3
+    assert np.abs(logits - far).max() < 1e-3
 
 
 def test_bundled_model_in_int8_stays_within_a_hundredth_nat(
@@ -256,14 +276,13 @@ def test_bundled_model_in_int8_stays_within_a_hundredth_nat(
 
 
 def test_bundled_model_in_int8_agrees_with_transformers(
-    bundled_reference: Any, bundled_int8: PreparedModel, alice: list[int]
+    bundled_int8: PreparedModel, near: np.ndarray, alice: list[int]
 ) -> None:
     interface = bundled_int8.manifest.interface
     session = open_session(bundled_int8.path, interface.form)
-    pair = Pair(bundled_reference, session, interface)
     tokens = alice[:384]
-    run = pair.run(slots=2, max_len=512)
+    run = DecoderRun(session, interface, slots=2, max_len=512)
     run.step([tokens[:128]], slot=1, rows=[])
     logits = [run.step([tokens[128:300]], slot=1)]
     logits += [run.step([[token]], slot=1) for token in tokens[300:]]
-    assert 0 < divergence(np.concatenate(logits), pair.expected(tokens)[128:]) < 0.01
+    assert 0 < divergence(np.concatenate(logits), near[128:]) < 0.01

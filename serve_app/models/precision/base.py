@@ -12,12 +12,13 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from serve_app.models.element_types import FloatName
 from serve_app.models.graph_builder import GraphBuilder
 
 __all__ = ["FloatArray", "Precision", "PrecisionName", "Table"]
 
 FloatArray = NDArray[np.float32]
-PrecisionName = Literal["fp32", "int8"]
+PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,13 @@ class Table:
 
 
 class Precision(Protocol):
-    """How one precision stores matrices and multiplies by them."""
+    """How one precision stores matrices and multiplies by them.
+
+    Attributes:
+        dtype: element type of the states that it takes and gives.
+    """
+
+    dtype: FloatName
 
     def linear(
         self,
@@ -51,7 +58,7 @@ class Precision(Protocol):
         Args:
             graph: where to append it.
             name: name of the result.
-            states: [rows, in], the name of a float32 value.
+            states: [rows, in], the name of a value of `dtype`.
             weight: [out, in].
             bias: [out], or None.
 
@@ -69,9 +76,9 @@ class Precision(Protocol):
         ...
 
     def look_up(self, graph: GraphBuilder, name: str, table: Table, indices: str) -> str:
-        """Append the rows of the table at the indices: [...] int64 to [..., width] float32."""
+        """Append the rows of the table at the indices: [...] int64 to [..., width] of `dtype`."""
         ...
 
     def project(self, graph: GraphBuilder, name: str, table: Table, states: str) -> str:
-        """Append states @ table.T: [n, width] to [n, rows], both float32."""
+        """Append states @ table.T: [n, width] to [n, rows], both of `dtype`."""
         ...

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.errors import ModelError
+from serve_app.models.element_types import FloatName
 from serve_app.models.graph_builder import CONTRIB, GraphBuilder
 from serve_app.models.precision.base import FloatArray, Table
 
@@ -16,7 +17,12 @@ class Int8Blocks:
     """8-bit integers with one scale per block of 32 inputs, symmetric: GGUF's Q8_0 with fp32 scales.
 
     Rounding a Q8_0 tensor again gives back its own integers, so nothing is lost on those.
+
+    Attributes:
+        dtype: element type of the states.
     """
+
+    dtype: FloatName = "float32"
 
     _BLOCK = 32
     # The runtime's stored bytes are unsigned, with this zero point unless told otherwise.

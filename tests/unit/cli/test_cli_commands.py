@@ -125,6 +125,16 @@ def test_up_refuses_an_open_door_before_anything_starts(parley, tmp_path: Path) 
     assert not (tmp_path / "home" / "run" / "state.json").exists()
 
 
+def test_up_refuses_a_form_that_nothing_serves_before_anything_starts(
+    parley, tmp_path: Path
+) -> None:
+    refused = parley("up", "--precision", "fp16")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("fp16 in the standard form is for TensorRT on a GPU")
+    assert "set model.precision to int8 or fp32" in refused.stderr
+    assert not (tmp_path / "home").exists()
+
+
 def test_up_refuses_an_address_of_redis_that_is_none_before_anything_starts(
     parley, tmp_path: Path
 ) -> None:

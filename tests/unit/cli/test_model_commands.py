@@ -62,4 +62,34 @@ def test_inspect_prints_json_alone_and_verify_finds_a_changed_file(
     changed = parley("model", "inspect", "tiny-llama", "--verify")
     assert changed.returncode == 1
     assert f"{folder / name} has another content" in changed.stderr
-    assert f"parley model prepare {checkpoint} --precision int8 --verify`" in changed.stderr
+    form = manifest["form"]
+    again = f"`parley model prepare {checkpoint} --precision int8 --form {form} --verify`"
+    assert again in changed.stderr
+
+
+def test_a_standard_model_is_prepared_and_passes_the_lint(
+    parley: Parley, checkpoint: Path, tmp_path: Path
+) -> None:
+    standard = ("--form", "standard", "--precision", "fp16", "--cache-length", "64")
+    assert parley("model", "prepare", str(checkpoint), *standard).returncode == 0
+    (listed,) = json.loads(parley("model", "list", "--json").stdout)
+    assert (listed["form"], listed["cache_length"]) == ("standard", 64)
+    linted = parley("model", "lint", "tiny-llama")
+    path = tmp_path / "home" / "models" / listed["path"] / "decoder.onnx"
+    assert (linted.returncode, linted.stdout) == (0, f"TensorRT's parser should take {path}.\n")
+
+
+def test_the_lint_names_every_offender_and_fails(parley: Parley, checkpoint: Path) -> None:
+    prepared = parley("model", "prepare", str(checkpoint), "--form", "cpu", "--precision", "fp32")
+    assert prepared.returncode == 0
+    (listed,) = json.loads(parley("model", "list", "--json").stdout)
+    linted = parley("model", "lint", f"{listed['path']}/decoder.onnx")
+    assert linted.returncode == 1
+    offenders = linted.stdout.splitlines()
+    assert len(offenders) == 8
+    assert offenders[0] == (
+        "model.layers.0.self_attn.sequences (com.microsoft GroupQueryAttention): the parser has no "
+        "operators of com.microsoft; use TensorScatter and Attention with a boolean mask."
+    )
+    assert "8 faults" in linted.stderr
+    assert "`parley model prepare --form standard`" in linted.stderr

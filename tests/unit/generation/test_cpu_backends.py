@@ -21,7 +21,6 @@ from serve_app.generation.backends.opening import open_backend
 from serve_app.generation.engine import Engine
 from serve_app.models.decoder_graph import build_decoder
 from serve_app.models.decoder_interface import DecoderInterface
-from serve_app.models.precision.int8 import Int8Blocks
 from serve_app.models.store import PreparedModel
 
 TEXT = Path(__file__).parents[2] / "data" / "alice_chapter_1.txt"
@@ -198,7 +197,7 @@ def test_a_graph_that_cannot_be_loaded_is_named(
 @pytest.fixture
 def tiny_native(tmp_path: Path) -> NativeBackend:
     checkpoint = RandomCheckpoint(tiny_architecture())
-    build_decoder(checkpoint, form="native", precision=Int8Blocks(), directory=tmp_path)
+    build_decoder(checkpoint, form="native", precision="int8", directory=tmp_path)
     interface = DecoderInterface.of(checkpoint.architecture, "native")
     return NativeBackend(tmp_path, interface, threads=1)
 

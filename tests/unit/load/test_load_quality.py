@@ -108,6 +108,14 @@ def test_the_bundled_model_in_int8_stays_as_near_to_fp32_as_it_promises(
     assert f"{every['kl_per_token']:.4f}" in result.output
 
 
+def test_a_standard_model_is_compared_too(
+    bundled_fp32: PreparedModel, bundled_standard: PreparedModel
+) -> None:
+    found = compare(bundled_fp32, bundled_standard, width=WIDTH, most=1)
+    assert abs(found["all"].kl_per_token) < 1e-6
+    assert found["all"].agreement == 1.0
+
+
 def test_windows_wider_than_the_texts_are_refused(bundled_int8: PreparedModel) -> None:
     with pytest.raises(ConfigError, match="--width"):
         compare(bundled_int8, bundled_int8, width=4096)

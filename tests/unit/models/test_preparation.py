@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -82,6 +83,51 @@ def test_each_form_has_its_own_folder(tmp_path: Path, source: Path) -> None:
 @pytest.mark.usefixtures("available")
 def test_native_in_fp32_is_refused_and_leaves_nothing(tmp_path: Path, source: Path) -> None:
     store = ModelStore(tmp_path / "home")
-    with pytest.raises(ModelError, match="choose precision int8, or the cpu form"):
+    with pytest.raises(ModelError, match="choose precision int8, or the cpu or standard form"):
         store.prepare(str(source), precision="fp32", form="native")
     assert [path.name for path in store.root.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp8"])
+def test_what_no_other_form_has_becomes_standard(precision: PrecisionName) -> None:
+    assert form_of(precision, None) == "standard"
+
+
+def test_a_standard_model_records_its_cache_length_and_is_found_by_it(
+    tmp_path: Path, source: Path
+) -> None:
+    store = ModelStore(tmp_path / "home")
+    model = store.prepare(str(source), precision="fp16", cache_length=64)
+    manifest = model.manifest
+    assert (manifest.form, manifest.cache_length, manifest.context_length) == ("standard", 64, 64)
+    assert model.path.name.startswith("tiny-fp16-standard-64-")
+    interface = manifest.interface
+    assert (interface.cache_length, interface.cache_dtype) == (64, "float16")
+    assert store.prepare(str(source), precision="fp16", cache_length=64) == model
+    longer = store.prepare(str(source), precision="fp16", cache_length=96)
+    assert {each.path for each in store.list()} == {model.path, longer.path}
+
+
+def test_a_cache_is_no_longer_than_the_context(tmp_path: Path, source: Path) -> None:
+    store = ModelStore(tmp_path / "home")
+    model = store.prepare(str(source), precision="fp32", form="standard", cache_length=4096)
+    assert model.manifest.cache_length == model.manifest.architecture.context_length == 128
+    assert store.prepare(str(source), precision="fp32", form="standard") == model
+
+
+def test_other_forms_fix_no_cache_length(tmp_path: Path, source: Path) -> None:
+    store = ModelStore(tmp_path / "home")
+    model = store.prepare(str(source), precision="fp32", cache_length=64)
+    assert (model.manifest.form, model.manifest.cache_length) == ("cpu", None)
+    assert model.manifest.context_length == 128
+
+
+def test_a_damaged_standard_model_says_how_to_make_it_anew(tmp_path: Path, source: Path) -> None:
+    model = ModelStore(tmp_path / "home").prepare(str(source), precision="bf16", cache_length=64)
+    (model.path / "decoder.onnx").unlink()
+    again = (
+        f"`parley model prepare {source} --precision bf16 --form standard --cache-length 64 "
+        "--verify` makes the model anew"
+    )
+    with pytest.raises(ModelError, match=re.escape(again)):
+        model.verify()

@@ -1,15 +1,24 @@
-"""Single precision."""
+"""Floating point of one width throughout: weights, states and products."""
 
 from __future__ import annotations
 
+from serve_app.models.element_types import FloatName, float_dtype
 from serve_app.models.graph_builder import GraphBuilder
 from serve_app.models.precision.base import FloatArray, Table
 
-__all__ = ["Fp32"]
+__all__ = ["FloatingPoint"]
 
 
-class Fp32:
-    """Single precision, as read from the checkpoint."""
+class FloatingPoint:
+    """Weights as read from the checkpoint, rounded to `dtype` where that is narrower.
+
+    Attributes:
+        dtype: element type of the weights, and of the states they are multiplied with.
+    """
+
+    def __init__(self, dtype: FloatName) -> None:
+        self.dtype: FloatName = dtype
+        self._element = float_dtype(dtype)
 
     def linear(
         self,
@@ -20,15 +29,15 @@ class Fp32:
         bias: FloatArray | None = None,
     ) -> str:
         """Append a MatMul, and an Add for the bias."""
-        stored = graph.weight(f"{name}.weight", weight.T)
+        stored = self._stored(graph, f"{name}.weight", weight.T)
         if bias is None:
             return graph.node("MatMul", [states, stored], name)
         product = graph.node("MatMul", [states, stored], f"{name}.product")
-        return graph.node("Add", [product, graph.weight(f"{name}.bias", bias)], name)
+        return graph.node("Add", [product, self._stored(graph, f"{name}.bias", bias)], name)
 
     def table(self, graph: GraphBuilder, name: str, weight: FloatArray) -> Table:
         """Store the matrix as it is."""
-        return Table(graph.weight(name, weight), *weight.shape)
+        return Table(self._stored(graph, name, weight), *weight.shape)
 
     def look_up(self, graph: GraphBuilder, name: str, table: Table, indices: str) -> str:
         """Append a Gather."""
@@ -37,3 +46,6 @@ class Fp32:
     def project(self, graph: GraphBuilder, name: str, table: Table, states: str) -> str:
         """Append a Gemm that takes the rows as they are stored, so a tied table is stored once."""
         return graph.node("Gemm", [states, table.name], name, transB=1)
+
+    def _stored(self, graph: GraphBuilder, name: str, array: FloatArray) -> str:
+        return graph.weight(name, array.astype(self._element, copy=False))
