@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import base64
 import os
+import socketserver
+import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import redis
 from kustomize import K8S
@@ -156,6 +161,88 @@ def test_haproxy_takes_its_configuration(
     assert done.returncode == 0, done.stderr
     # Names of the cluster can't be resolved here, and need not be at the start.
     assert "ALERT" not in done.stderr, done.stderr
+
+
+def tls_server(folder: Path, role: str, checked: threading.Event) -> socketserver.TCPServer:
+    """Return a server that answers HAProxy's check through TLS as a Redis of that role would."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+
+    class Answer(socketserver.StreamRequestHandler):
+        def setup(self) -> None:
+            self.request = context.wrap_socket(self.request, server_side=True)
+            super().setup()
+
+        def handle(self) -> None:
+            assert self.rfile.readline() == b"AUTH probe secret\r\n"
+            self.wfile.write(b"+OK\r\n")
+            assert self.rfile.readline() == b"INFO replication\r\n"
+            info = f"role:{role}\r\n".encode()
+            self.wfile.write(b"$%d\r\n%b\r\n" % (len(info), info))
+            checked.set()
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: object) -> None:
+            """A check that HAProxy breaks off is no fault of the test's."""
+
+    return Server(("127.0.0.1", 0), Answer)
+
+
+def free_port() -> int:
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
+        return int(server.server_address[1])
+
+
+@pytest.mark.parametrize(("role", "status"), [("master", 200), ("slave", 503)])
+def test_haproxy_passes_connections_to_a_primary_alone(
+    role: str, status: int, tmp_path: Path, secret_manifests: list[dict[str, Any]]
+) -> None:
+    data = next(
+        one["data"] for one in secret_manifests if one["metadata"]["name"] == "parley-redis-tls"
+    )
+    for name, value in data.items():
+        (tmp_path / name).write_bytes(base64.b64decode(value))
+    checked = threading.Event()
+    server = tls_server(tmp_path, role, checked)
+    health = free_port()
+    text = (HA / "haproxy.cfg").read_text().replace(" resolvers kubernetes init-addr", " init-addr")
+    text = text.replace("/etc/redis/tls/ca.crt", str(tmp_path / "ca.crt"))
+    text = text.replace(
+        ":6379\n    default_backend", f"127.0.0.1:{free_port()}\n    default_backend"
+    )
+    text = text.replace("bind :8404", f"bind 127.0.0.1:{health}")
+    text = text.replace(f"parley-redis-0.{NODES}:6379", f"127.0.0.1:{server.server_address[1]}")
+    config = tmp_path / "haproxy.cfg"
+    config.write_text("".join(line for line in text.splitlines(keepends=True) if NODES not in line))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    haproxy = subprocess.Popen(
+        [get_haproxy_binary(), "-db", "-f", str(config)],
+        env={"PROBE_PASSWORD": "secret"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        # Without a look HAProxy would take it for a primary at first.
+        assert checked.wait(30)
+        assert answered(f"http://127.0.0.1:{health}/ready", status)
+    finally:
+        haproxy.terminate()
+        haproxy.wait(30)
+        server.shutdown()
+        server.server_close()
+
+
+def answered(url: str, status: int) -> bool:
+    """Wait until a URL answers with a status."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with suppress(httpx.TransportError):  # not listening yet
+            if httpx.get(url, trust_env=False).status_code == status:
+                return True
+        time.sleep(0.05)
+    return False
 
 
 @pytest.mark.parametrize(
