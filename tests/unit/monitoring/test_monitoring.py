@@ -1,0 +1,251 @@
+"""Rules and dashboards name metrics that there are, fire when they should, and lead to a runbook."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import REGISTRY
+
+import serve_app.errors
+from serve_app.errors import ParleyError
+from serve_app.telemetry import metrics
+
+REPOSITORY = Path(__file__).parents[3]
+MONITORING = REPOSITORY / "deploy" / "monitoring"
+PROMETHEUS = MONITORING / "prometheus"
+RULES = yaml.safe_load((PROMETHEUS / "rules.yaml").read_text())
+ALL_RULES = [rule for group in RULES["groups"] for rule in group["rules"]]
+ALERTS = [rule for rule in ALL_RULES if "alert" in rule]
+RECORDED = {rule["record"] for rule in ALL_RULES if "record" in rule}
+RUNBOOKS = REPOSITORY / "docs" / "runbooks"
+PARTS = re.compile(r"_(total|bucket|count|sum)$")
+
+
+def module(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"generate_{file.parent.name}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = loaded  # where dataclasses look their annotations up
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+DASHBOARDS: dict[str, dict[str, Any]] = module(MONITORING / "grafana" / "generate.py").dashboards()
+
+
+def served_names() -> set[str]:
+    """Return the name of every series that Parley's registry exposes."""
+    assert metrics.SLOTS is not None  # its import is what registers them
+    endings = {
+        "counter": ("_total",),
+        "histogram": ("_bucket", "_count", "_sum"),
+        "gauge": ("",),
+    }
+    return {
+        family.name + ending
+        for family in REGISTRY.collect()
+        if family.name.startswith("parley_")
+        for ending in endings[family.type]
+    }
+
+
+def named(expression: str) -> set[str]:
+    """Return the metrics that an expression names, recorded ones too."""
+    return set(re.findall(r"\bparley[_:][a-z0-9_:]+", re.sub(r'"[^"]*"', '""', expression)))
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    for rule in ALL_RULES:
+        yield rule.get("alert") or rule["record"], rule["expr"]
+    for file, model in DASHBOARDS.items():
+        for panel in model["panels"]:
+            for target in panel.get("targets", []):
+                yield f"{file}: {panel['title']}", target["expr"]
+        for variable in model["templating"]["list"]:
+            if variable["type"] == "query":
+                yield f"{file}: {variable['name']}", variable["query"]["query"]
+
+
+def unknown(expression: str) -> set[str]:
+    return named(expression) - served_names() - RECORDED
+
+
+def test_every_metric_that_is_named_exists() -> None:
+    assert {where: bad for where, expr in queries() if (bad := unknown(expr))} == {}
+
+
+def test_a_misspelt_metric_would_be_found() -> None:
+    assert unknown("sum(rate(parley_request_total[5m]))") == {"parley_request_total"}
+    assert unknown("parley_slot") == {"parley_slot"}
+
+
+def test_a_query_names_a_metric() -> None:
+    nameless = [
+        where for where, expr in queries() if not named(expr) and not expr.startswith("up{")
+    ]
+    assert nameless == []
+
+
+def test_labels_are_those_that_the_metrics_have() -> None:
+    used = {
+        label
+        for _, expr in queries()
+        for chosen in re.findall(r"\{([^}]*)\}", expr)
+        for label in re.findall(r'(\w+)\s*(?:=~|!~|!=|=)\s*"', chosen)
+    }
+    assert used <= {"route", "status", "code", "le", "job", "instance"}
+
+
+def test_error_codes_in_rules_exist() -> None:
+    source = "\n".join(file.read_text("utf-8") for file in (REPOSITORY / "serve_app").rglob("*.py"))
+    codes = {
+        one.code
+        for one in vars(serve_app.errors).values()
+        if isinstance(one, type) and issubclass(one, ParleyError)
+    }
+    codes |= set(re.findall(r'code="(\w+)"', source))
+    used = {
+        code
+        for _, expr in queries()
+        for chosen in re.findall(r'code=~?"([^"]+)"', expr)
+        for code in chosen.split("|")
+    }
+    assert used
+    assert used <= codes
+
+
+def test_the_late_threshold_is_a_bucket() -> None:
+    bounds = {
+        sample.labels["le"]
+        for family in metrics.TTFT_SECONDS.collect()
+        for sample in family.samples
+        if sample.name.endswith("_bucket")
+    }
+    used = {le for _, expr in queries() for le in re.findall(r'le="([^"]+)"', expr)}
+    assert used == {"2.5"}
+    assert used <= bounds
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
+def test_an_alert_has_a_severity_a_summary_and_a_runbook(alert: dict[str, Any]) -> None:
+    assert alert["labels"]["severity"] in ("page", "ticket")
+    assert alert["annotations"]["summary"]
+    text = (REPOSITORY / alert["annotations"]["runbook"]).read_text("utf-8")
+    assert alert["alert"] in text
+    for heading in ("## What it means", "## Look", "## Do"):
+        assert heading in text, heading
+
+
+def test_every_runbook_belongs_to_an_alert() -> None:
+    used = {Path(alert["annotations"]["runbook"]).name for alert in ALERTS}
+    assert {file.name for file in RUNBOOKS.glob("*.md")} == used
+
+
+@pytest.mark.parametrize("file", DASHBOARDS)
+def test_the_dashboard_is_what_the_generator_writes(file: str) -> None:
+    written = (MONITORING / "grafana" / "dashboards" / file).read_text("utf-8")
+    assert json.loads(written) == DASHBOARDS[file]
+
+
+@pytest.mark.parametrize("file", DASHBOARDS)
+def test_panels_have_numbers_of_their_own_and_room(file: str) -> None:
+    panels = DASHBOARDS[file]["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        taken |= cells
+
+
+def test_every_metric_is_on_a_dashboard() -> None:
+    shown: set[str] = set()
+    for where, expr in queries():
+        if ".json" in where:
+            shown |= named(expr)
+    for rule in ALL_RULES:
+        if rule.get("record") in shown:
+            shown |= named(rule["expr"])
+    families = {PARTS.sub("", name) for name in served_names()}
+    assert families <= {PARTS.sub("", name) for name in shown}
+
+
+def test_grafana_finds_the_dashboards_and_prometheus() -> None:
+    folder = MONITORING / "grafana" / "provisioning"
+    provider = yaml.safe_load((folder / "dashboards" / "parley.yaml").read_text())["providers"][0]
+    compose = yaml.safe_load((REPOSITORY / "deploy" / "compose.yaml").read_text())["services"]
+    mounted = [volume.split(":")[1] for volume in compose["grafana"]["volumes"]]
+    assert provider["options"]["path"] in mounted
+    sources = yaml.safe_load((folder / "datasources" / "prometheus.yaml").read_text())
+    assert sources["datasources"][0]["url"] == "http://prometheus:9090"
+    assert "prometheus" in compose
+
+
+def test_kubernetes_gets_the_same_rules() -> None:
+    component = REPOSITORY / "k8s" / "components" / "monitoring"
+    manifest = (component / "prometheus-rule.yaml").read_text("utf-8")
+    assert manifest == module(component / "generate.py").prometheus_rule()
+    assert yaml.safe_load(manifest)["spec"]["groups"] == RULES["groups"]
+
+
+@pytest.fixture(scope="module")
+def promtool() -> str:
+    fetched = REPOSITORY / ".cache" / "promtool" / "usr" / "bin"
+    found = shutil.which("promtool") or shutil.which("promtool", path=str(fetched))
+    if found is None:
+        pytest.skip("there is no promtool: `make promtool` gets it from Debian's prometheus")
+    return found
+
+
+def run(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def test_promtool_takes_the_rules(promtool: str) -> None:
+    done = run(promtool, "check", "rules", "rules.yaml", folder=PROMETHEUS)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(ALL_RULES)} rules found" in done.stdout
+
+
+def test_promtool_takes_the_configuration(promtool: str) -> None:
+    done = run(promtool, "check", "config", "--syntax-only", "prometheus.yaml", folder=PROMETHEUS)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_alerts_fire_when_they_should_and_no_other_does(promtool: str) -> None:
+    done = run(promtool, "test", "rules", "rules.test.yaml", folder=PROMETHEUS)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_has_a_situation_that_raises_it() -> None:
+    situations = (PROMETHEUS / "rules.test.yaml").read_text()
+    expected = set(re.findall(r'alertname="(\w+)"', situations))
+    assert expected == {alert["alert"] for alert in ALERTS}
+
+
+def test_an_alert_that_is_gone_is_missed(promtool: str, tmp_path: Path) -> None:
+    """A run of the rules' own tests can fail: without the parts' alerts it does."""
+    shutil.copy(PROMETHEUS / "rules.test.yaml", tmp_path)
+    without = [group for group in RULES["groups"] if group["name"] != "parley-parts"]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": without}))
+    done = run(promtool, "test", "rules", "rules.test.yaml", folder=tmp_path)
+    assert done.returncode != 0
+    assert "ParleyRedisUnavailable" in done.stdout + done.stderr
