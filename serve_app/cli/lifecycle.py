@@ -50,8 +50,7 @@ def up(
     """Prepare the model, start everything, and serve until Ctrl-C."""
     from serve_app.cluster.deploy_file import Overrides, load_deployment
     from serve_app.cluster.guard import Guard
-    from serve_app.cluster.launch import start
-    from serve_app.cluster.watch import watch_in_background
+    from serve_app.cluster.ray_starter import RayStarter
 
     began = time.monotonic()
     overrides = Overrides(
@@ -62,17 +61,22 @@ def up(
         precision=precision,
         redis_url=redis_url,
     )
-    deployment = load_deployment(config, overrides)
     home = parley_home()
     with Interrupts() as interrupts, Guard(home) as guard:
         try:
-            with ConsoleSteps() as steps:
-                state = start(home, deployment, guard, steps)
+            with RayStarter(guard.run_id) as starter, ConsoleSteps() as steps:
+                # Imported only now: it takes a while, in which Ray is imported as well.
+                from serve_app.cluster.launch import start
+
+                deployment = load_deployment(config, overrides)
+                state = start(home, deployment, guard, starter, steps)
         except KeyboardInterrupt:
             say("Interrupted before it was ready; nothing is left running.")
             raise typer.Exit(_SIGNAL_EXIT + (interrupts.received or 2)) from None
         _tell(state, time.monotonic() - began)
         if detach:
+            from serve_app.cluster.watch import watch_in_background
+
             watch_in_background(home, state)
             say("It goes on in the background; `parley down` ends it.")
             return

@@ -6,7 +6,7 @@ import copy
 import ipaddress
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -18,7 +18,14 @@ from serve_app.settings import Settings, deploy_folder, parley_home
 from serve_app.state.keys import KeyRing
 from serve_app.yaml_lines import Fault, KeyPath, YamlFile, as_sentence, read_yaml, unknown_key
 
-__all__ = ["APPLICATION", "Deployment", "Overrides", "default_deploy_file", "load_deployment"]
+__all__ = [
+    "APPLICATION",
+    "Deployment",
+    "Overrides",
+    "default_deploy_file",
+    "load_deployment",
+    "without_inherited",
+]
 
 APPLICATION = "parley"
 _IMPORT_PATH = "serve_app.app:build"
@@ -117,6 +124,30 @@ def load_deployment(file: Path | None = None, overrides: Overrides | None = None
     return Deployment(
         source.file, config, settings, host, port, math.ceil(_cpus(config["applications"]))
     )
+
+
+def without_inherited(config: dict[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return a deploy file's content without the variables that all of Ray's processes have anyway.
+
+    For a replica with variables of its own Ray starts a process that imports Ray, only to become
+    the replica's and import it again.
+
+    Args:
+        config: the content.
+        environment: what Ray's own processes are started with.
+    """
+    config = copy.deepcopy(config)
+    for application in config["applications"]:
+        for deployment in application.get("deployments", []):
+            options = deployment.get("ray_actor_options") or {}
+            runtime_env = options.get("runtime_env") or {}
+            own = runtime_env.get("env_vars") or {}
+            own = {name: value for name, value in own.items() if environment.get(name) != value}
+            if own:
+                runtime_env["env_vars"] = own
+            else:
+                runtime_env.pop("env_vars", None)
+    return config
 
 
 def _faults(data: dict[str, Any]) -> Iterator[Fault]:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import psutil
 
-from serve_app.cluster.deploy_file import APPLICATION, Deployment
+from serve_app.cluster.deploy_file import APPLICATION, Deployment, without_inherited
 from serve_app.cluster.guard import Guard
 from serve_app.cluster.ports import free_ports, require_free
 from serve_app.cluster.processes import marked_processes
 from serve_app.cluster.ray_head import RayHead, RayPorts
+from serve_app.cluster.ray_starter import RayStarter
 from serve_app.cluster.readiness import await_ready
 from serve_app.cluster.redis_keeper import RedisKeeper
 from serve_app.cluster.run_folder import RunFolder, RunState
@@ -36,13 +37,16 @@ _FOLLOW_S = 3.0
 _LOST_AFTER = 5
 
 
-def start(home: Path, deployment: Deployment, guard: Guard, steps: Steps) -> RunState:
+def start(
+    home: Path, deployment: Deployment, guard: Guard, starter: RayStarter, steps: Steps
+) -> RunState:
     """Prepare the model, start Redis and Ray, deploy, and wait until requests are served.
 
     Args:
         home: PARLEY_HOME.
         deployment: what to run.
         guard: cleans up if this process is killed.
+        starter: starts Ray.
         steps: told about each step.
 
     Returns:
@@ -85,7 +89,7 @@ def start(home: Path, deployment: Deployment, guard: Guard, steps: Steps) -> Run
         )
         folder.save(state)
         try:
-            _bring_up(folder, deployment, head, state, steps)
+            _bring_up(folder, deployment, head, starter, state, steps)
         except BaseException:
             # Ctrl-C included: what was started must go, whatever stopped it.
             steps.end(well=False)
@@ -190,16 +194,22 @@ def _prepare_model(home: Path, deployment: Deployment, steps: Steps) -> Prepared
 
 
 def _bring_up(
-    folder: RunFolder, deployment: Deployment, head: RayHead, state: RunState, steps: Steps
+    folder: RunFolder,
+    deployment: Deployment,
+    head: RayHead,
+    starter: RayStarter,
+    state: RunState,
+    steps: Steps,
 ) -> None:
     url = deployment.settings.redis.url
     if url is None:
         steps.begin("Starting Redis")
         url = RedisServer(folder.home).start()
     steps.begin("Starting Ray")
-    head.start(head.environment(state.run_id, deployment.settings, url.get_secret_value()))
+    environment = head.environment(state.run_id, deployment.settings, url.get_secret_value())
+    head.start(starter, environment)
     steps.begin("Deploying")
     with ServeApi(state.dashboard, folder.token()) as api:
         steps.update("starting Serve")
-        api.deploy(deployment.config)
+        api.deploy(without_inherited(deployment.config, environment))
         await_ready(api, state.url, folder, steps)

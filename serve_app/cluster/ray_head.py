@@ -6,8 +6,6 @@ import importlib
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +14,7 @@ import orjson
 
 from serve_app.api.errors import envelope, error_headers, no_replica
 from serve_app.cluster.processes import MARK
+from serve_app.cluster.ray_starter import AT_IMPORT, RayStarter
 from serve_app.cluster.run_folder import RunFolder
 from serve_app.errors import ConfigError
 from serve_app.settings import Settings
@@ -97,12 +96,8 @@ class RayHead:
             "SPT_NOENV": "1",
             "PARLEY_HOME": str(self._folder.home),
             "PARLEY_REDIS_URL": redis_url,
-            "RAY_AUTH_MODE": "token",
+            **AT_IMPORT,
             "RAY_AUTH_TOKEN_PATH": str(self._folder.token_file),
-            # Makes 127.0.0.1 a valid address of a node: Ray otherwise replaces it by the machine's
-            # outer address, whatever --node-ip-address says.
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_START_HOOK": f"{without_client_server.__module__}.{without_client_server.__name__}",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             # Serve's own proxy, too, has Parley's edge in front; see serve_app.ingress.edge.
@@ -110,6 +105,8 @@ class RayHead:
             # A proxy that dies is missed after three of these.
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
             "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
+            # Workers that wait for a task are there before the first one needs them.
+            "RAY_enable_worker_prestart": "1",
             # Ray runs workers below everything else on the machine (at 15), but they are the service.
             "RAY_worker_niceness": "0",
             # What Ray does at rest it does on the engine's cores: look less often for changes, of
@@ -140,16 +137,15 @@ class RayHead:
             }
         return kept
 
-    def start(self, environment: dict[str, str]) -> None:
+    def start(self, starter: RayStarter, environment: dict[str, str]) -> None:
         """Start Ray and return when its REST interface answers.
 
         Raises:
             ConfigError: Ray did not start; the sentence quotes what it said.
         """
         log = self._folder.start_log("ray-start")
-        command = [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head"),
-            *("--node-ip-address", _LOOPBACK, "--port", str(self._ports.gcs)),
+        arguments = [
+            *("--head", "--node-ip-address", _LOOPBACK, "--port", str(self._ports.gcs)),
             *("--dashboard-host", _LOOPBACK, "--dashboard-port", str(self._ports.dashboard)),
             *("--include-dashboard", "true", "--dashboard-agent-listen-port", "0"),
             *("--ray-client-server-port", str(self._ports.client)),
@@ -160,20 +156,9 @@ class RayHead:
             *("--include-log-monitor", "false", "--no-monitor"),
             *("--disable-usage-stats", "--log-style", "record"),
         ]
-        with log.open("wb") as output:
-            # A session of its own: Ctrl-C at the terminal must not end Ray before what uses it.
-            process = subprocess.Popen(  # noqa: S603 - our own arguments
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
         try:
-            code = process.wait(_START_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
+            code = starter.start(arguments, environment, log, timeout_s=_START_TIMEOUT_S)
+        except TimeoutError:
             msg = f"Ray did not start within {_START_TIMEOUT_S:g} s; its output is in {log}."
             raise ConfigError(msg) from None
         if code != 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ __all__ = ["READABLE_TYPES", "GgufFile"]
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
+_LENGTH = struct.Struct("<Q")
 _DEFAULT_ALIGNMENT = 32
 _LARGEST_DIMENSIONS = 4
 
@@ -70,11 +72,7 @@ class _Cursor:
     def take(self, count: int) -> bytes:
         end = self.position + count
         if end > len(self._data):
-            msg = (
-                f"{self._path} is cut off or broken: byte {end} is wanted, the file has "
-                f"{len(self._data)}. Get it again."
-            )
-            raise ModelError(msg)
+            raise self._cut_off(end)
         taken = self._data[self.position : end]
         self.position = end
         return taken
@@ -86,12 +84,26 @@ class _Cursor:
         return int.from_bytes(self.take(8), "little")
 
     def text(self) -> str:
-        raw = self.take(self.u64())
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            msg = f"{self._path}: text before byte {self.position} is not UTF-8 ({error.reason})."
-            raise ModelError(msg) from error
+        return self.texts(1)[0]
+
+    def texts(self, count: int) -> list[str]:
+        # A vocabulary and its merges are a hundred thousand, read at every start: one plain loop.
+        data, end, texts = self._data, len(self._data), []
+        for _ in range(count):
+            start = self.position + _LENGTH.size
+            if start > end:
+                raise self._cut_off(start)
+            self.position = start + _LENGTH.unpack_from(data, self.position)[0]
+            if self.position > end:
+                raise self._cut_off(self.position)
+            try:
+                texts.append(str(data[start : self.position], "utf-8"))
+            except UnicodeDecodeError as error:
+                msg = (
+                    f"{self._path}: text before byte {self.position} is not UTF-8 ({error.reason})."
+                )
+                raise ModelError(msg) from error
+        return texts
 
     def kind(self) -> GGUFValueType:
         number = self.u32()
@@ -109,11 +121,17 @@ class _Cursor:
             return self._numbers(kind, 1)[0]
         kind, count = self.kind(), self.u64()
         if kind == GGUFValueType.STRING:
-            return [self.text() for _ in range(count)]
+            return self.texts(count)
         if kind == GGUFValueType.ARRAY:
             msg = f"{self._path}: nested arrays before byte {self.position} are not supported."
             raise ModelError(msg)
         return self._numbers(kind, count)
+
+    def _cut_off(self, wanted: int) -> ModelError:
+        return ModelError(
+            f"{self._path} is cut off or broken: byte {wanted} is wanted, the file has "
+            f"{len(self._data)}. Get it again."
+        )
 
     def _numbers(self, kind: GGUFValueType, count: int) -> list[Any]:
         dtype = np.dtype(_SCALARS[kind])

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve_app.cluster.deploy_file import Overrides, default_deploy_file, load_deployment
+from serve_app.cluster.deploy_file import (
+    Overrides,
+    default_deploy_file,
+    load_deployment,
+    without_inherited,
+)
 from serve_app.errors import ConfigError
 from serve_app.state.keys import KeyRing
 
@@ -79,7 +84,7 @@ def test_serve_takes_the_file_that_ships() -> None:
         ("        slots: 32", "        slot: 32", "slot: 32", "did you mean `slots`?"),
         ("        slots: 32", "        slots: -1", "slots: -1", "greater than 0"),
         ("      generator:", "      genrator:", "genrator:", "did you mean `generator`?"),
-        ("precision: int8", "precision: int9", "precision: int9", "'fp32' or 'int8'"),
+        ("precision: int8", "precision: int9", "precision: int9", "'int8' or 'fp8'"),
         ("        slots: 32", "        slots: 3\n        slots: 4", "slots: 4", "twice"),
         ("encoding: TEXT", "encodin: TEXT", "encodin", "Extra inputs"),
         (
@@ -211,3 +216,22 @@ def test_a_relative_model_path_is_made_absolute(tmp_path: Path, monkeypatch) -> 
     monkeypatch.chdir(tmp_path)
     deployment = load_deployment(overrides=Overrides(model="./m.gguf"))
     assert deployment.settings.model.source == str(tmp_path / "m.gguf")
+
+
+def test_a_replica_gets_no_variables_of_its_own_that_it_inherits_anyway() -> None:
+    config = load_deployment().config
+    ingress = config["applications"][0]["deployments"][0]["ray_actor_options"]
+    own = ingress["runtime_env"]["env_vars"]
+    own |= {"MORE": "1", "OTHER": "1"}
+    (edge,) = own.keys() - {"MORE", "OTHER"}
+
+    def variables(**environment: str) -> dict[str, str] | None:
+        changed = without_inherited(config, environment)
+        options = changed["applications"][0]["deployments"][0]["ray_actor_options"]
+        assert options["num_cpus"] == ingress["num_cpus"]
+        return options["runtime_env"].get("env_vars")
+
+    assert variables() == own
+    assert variables(**{edge: own[edge], "OTHER": "2"}) == {"MORE": "1", "OTHER": "1"}
+    assert variables(**own) is None
+    assert set(own) == {edge, "MORE", "OTHER"}  # the file's own content stays as it was
