@@ -11,7 +11,7 @@ run: setup
 	$(BIN)/parley up
 
 test: setup-dev check
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest --numprocesses 2 $(PYTEST_ARGS)
 
 check: setup-dev
 	$(BIN)/ruff format --check .

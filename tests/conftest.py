@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,6 +18,10 @@ from serve_app.models.decoder_interface import Form
 from serve_app.models.gguf_checkpoint import GgufCheckpoint, bundled_model
 from serve_app.models.precision.base import PrecisionName
 from serve_app.models.store import ModelStore, PreparedModel
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadFileScheduling
 
 _REPOSITORY = Path(__file__).parent.parent
 # Longer than any test run: what nobody used for this long belongs to code that has changed since.
@@ -33,6 +38,22 @@ settings.register_profile(
     "parley", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("parley")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    """Keep a file's tests in one process where several run them, so that its fixtures are made once.
+
+    The clusters are as one file: much of what they take is waiting, in which the others run.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneClusterAtATime(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "e2e" if "/e2e/" in file else file
+
+    return OneClusterAtATime(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
