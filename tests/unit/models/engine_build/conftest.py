@@ -1,65 +1,14 @@
-"""A prepared standard model, a GPU, and a TensorRT that builds nothing and notes everything."""
+"""A machine to build on, and a model to build."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from tiny_checkpoints import write_folder
+from engine_fakes import H100, FakeCompiler, prepare
 
-from serve_app.gpu.driver import Gpu
-from serve_app.models.engine_build.compiler import (
-    BuildRequest,
-    CompilerRefusal,
-    PhaseListener,
-    TimingCacheRefusal,
-)
 from serve_app.models.engine_build.machine import Machine
-from serve_app.models.store import ModelStore, PreparedModel
-
-H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), 85_000_000_000, 80_000_000_000)
-
-
-@dataclass
-class FakeCompiler:
-    """Stands in for TensorRT: an `EngineCompiler` whose plans say what they were built of.
-
-    Attributes:
-        version: what it says it is.
-        requests: every build.
-        refits: every refit.
-        refusal: raised by builds and refits.
-        refuses_cache: whether a timing cache that isn't empty is refused.
-    """
-
-    version: str = "11.4.0.106"
-    requests: list[BuildRequest] = field(default_factory=list)
-    refits: list[tuple[Path, Path]] = field(default_factory=list)
-    refusal: Exception | None = None
-    refuses_cache: bool = False
-
-    def build(self, request: BuildRequest, listener: PhaseListener) -> bytes:
-        if self.refuses_cache and request.timing_cache:
-            raise TimingCacheRefusal(["the cache is of another device"])
-        self.requests.append(request)
-        listener.phase_started("Building", None, 2)
-        for step in range(2):
-            if not listener.step_completed("Building", step):
-                raise CompilerRefusal(["cancelled"])
-        listener.phase_finished("Building")
-        if self.refusal is not None:
-            request.plan.write_bytes(b"half")
-            raise self.refusal
-        request.plan.write_text(json.dumps({"flags": request.options.flags}))
-        return request.timing_cache + b"measured;"
-
-    def refit(self, plan: Path, graph: Path, refitted: Path) -> None:
-        if self.refusal is not None:
-            raise self.refusal
-        self.refits.append((plan, graph))
-        refitted.write_bytes(plan.read_bytes() + b" refitted")
+from serve_app.models.store import PreparedModel
 
 
 @pytest.fixture
@@ -80,10 +29,3 @@ def home(tmp_path: Path) -> Path:
 @pytest.fixture
 def model(home: Path, tmp_path: Path) -> PreparedModel:
     return prepare(home, tmp_path / "tiny-llama")
-
-
-def prepare(home: Path, folder: Path, *, seed: int = 0, cache_length: int = 64) -> PreparedModel:
-    write_folder(folder, seed=seed)
-    return ModelStore(home).prepare(
-        str(folder), precision="fp16", form="standard", cache_length=cache_length
-    )
