@@ -115,7 +115,7 @@ def test_no_gpu_names_the_variable_that_hides_it(
 ) -> None:
     library = cuda(tmp_path, failing="init", result=100)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(GpuUnavailable, match="no CUDA-capable device.*CUDA_VISIBLE_DEVICES is ''"):
+    with pytest.raises(GpuUnavailable, match=r"no CUDA-capable device.*CUDA_VISIBLE_DEVICES is ''"):
         read_driver(cuda_library=library)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     with pytest.raises(GpuUnavailable, match="nvidia-smi"):

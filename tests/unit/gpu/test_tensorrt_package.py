@@ -54,7 +54,7 @@ def test_nothing_installed_names_the_extra(installed: Callable[..., None]) -> No
 
 def test_bindings_alone_are_not_enough(installed: Callable[..., None]) -> None:
     installed("tensorrt-cu13-bindings")
-    with pytest.raises(TensorRTUnavailable, match="tensorrt-cu13-bindings 11.4.0.106 alone"):
+    with pytest.raises(TensorRTUnavailable, match=r"tensorrt-cu13-bindings 11\.4\.0\.106 alone"):
         tensorrt_version(failing(ModuleNotFoundError("No module", name="tensorrt")))
 
 
@@ -71,17 +71,8 @@ def test_missing_libraries_are_named_with_where_they_come_from(
 
 def test_packages_that_do_not_belong_together_are_named(installed: Callable[..., None]) -> None:
     installed("tensorrt-cu13", "tensorrt-cu13-bindings", "tensorrt-cu13-libs")
-    with pytest.raises(TensorRTUnavailable, match="undefined symbol.*must be of one version"):
+    with pytest.raises(TensorRTUnavailable, match=r"undefined symbol.*must be of one version"):
         tensorrt_version(failing(ImportError("undefined symbol: createInferBuilder")))
-
-
-def test_this_machine_has_no_whole_tensorrt_or_one_of_the_right_version() -> None:
-    try:
-        version = tensorrt_version()
-    except TensorRTUnavailable as error:
-        assert "pip install" in error.message or "tensorrt-cu13-libs" in error.message
-    else:
-        assert version.startswith("11.")
 
 
 def test_a_gpu_before_turing_is_refused() -> None:
