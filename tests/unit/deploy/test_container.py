@@ -196,9 +196,9 @@ def gpu_container(tmp_path: Path) -> Callable[..., tuple[int, list[str]]]:
 def test_a_gpu_node_builds_its_engine_before_it_serves(
     gpu_container: Callable[..., tuple[int, list[str]]],
 ) -> None:
-    assert gpu_container("parley", "up", "--host", "0.0.0.0") == (
+    assert gpu_container("parley", "up", "--port", "80") == (
         0,
-        ["model build", "up --host 0.0.0.0"],
+        ["model build", "up --port 80"],
     )
 
 
