@@ -16,7 +16,7 @@ from serve_app.settings import parley_home
 
 __all__ = ["doctor"]
 
-_SHOWN = {"ok": ("ok", "green"), "unused": ("not needed", "dim"), "missing": ("missing", "red")}
+_SHOWN = {"ok": ("ok", "green"), "optional": ("optional", "dim"), "missing": ("missing", "red")}
 
 
 def doctor(

@@ -213,7 +213,8 @@ def build(
             model,
             machine,
             slots=slots or settings.generator.slots,
-            prefill_chunk=prefill_chunk or settings.generator.prefill_chunk,
+            prefill_chunk=prefill_chunk
+            or min(settings.generator.prefill_chunk, model.manifest.context_length),
             options=options,
             store=store or settings.model.engines,
             rebuild=rebuild,

@@ -7,7 +7,7 @@ from typing import Literal
 
 __all__ = ["Finding", "State"]
 
-State = Literal["ok", "unused", "missing"]
+State = Literal["ok", "optional", "missing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Finding:
 
     Attributes:
         name: the thing.
-        state: `ok`; `unused` where it is missing or short and nothing needs it; `missing` where that
+        state: `ok`; `optional` where it is missing or short and the model is served without it; `missing` where that
             keeps the model from being served.
         found: what there is.
         advice: what to do, or nothing.

@@ -46,7 +46,7 @@ def gpu_report(
         read_driver: see `serve_app.gpu.driver`.
         tensorrt_version: see `serve_app.gpu.tensorrt_package`.
     """
-    lacking: State = "missing" if wanted else "unused"
+    lacking: State = "missing" if wanted else "optional"
     findings: list[Finding] = []
     gpu = version = None
     try:

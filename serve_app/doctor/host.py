@@ -40,10 +40,10 @@ def processor(cpu_info: Path = Path("/proc/cpuinfo")) -> Finding:
         advice = (
             "Parley's own operators aren't compiled here: on x86-64 Linux, install Parley again."
         )
-        return Finding("processor", "unused", found, advice)
+        return Finding("processor", "optional", found, advice)
     if not library.available():
         advice = "Serving on this CPU is slow; take one with AVX2, or a GPU."
-        return Finding("processor", "unused", found, advice)
+        return Finding("processor", "optional", found, advice)
     return Finding("processor", "ok", f"{found}; operators use {_LEVELS[level]}")
 
 
@@ -84,4 +84,4 @@ def haproxy() -> Finding:
         if on_path := shutil.which("haproxy"):
             return Finding("HAProxy", "ok", on_path)
     advice = "Serve's own proxy takes its place and is slower: `pip install 'ray[serve]'` brings HAProxy."
-    return Finding("HAProxy", "unused", "none", advice)
+    return Finding("HAProxy", "optional", "none", advice)

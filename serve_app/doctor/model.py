@@ -68,7 +68,7 @@ def prepared_models(home: Path, plan: Plan) -> Finding:
         broken = ", ".join(path.name for path, _ in damaged)
         return Finding(
             "models",
-            "unused",
+            "optional",
             f"{found}; damaged: {broken}",
             "`parley model remove NAME` deletes a damaged one.",
         )

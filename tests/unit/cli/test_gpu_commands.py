@@ -9,9 +9,15 @@ from pathlib import Path
 
 import pytest
 from tiny_checkpoints import write_folder
+from typer.testing import CliRunner
 
+from serve_app.cli import app
 from serve_app.errors import GpuUnavailable
-from serve_app.gpu.driver import read_driver
+from serve_app.gpu.driver import Gpu, read_driver
+from serve_app.models.engine_build import machine
+from serve_app.models.engine_build.compiler import BuildRequest, PhaseListener
+from serve_app.models.engine_build.machine import Machine
+from serve_app.models.engine_build.options import BuildOptions
 
 Parley = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -44,6 +50,56 @@ def test_the_doctor_fails_where_the_model_cannot_be_served(parley: Parley) -> No
     assert shown.returncode == 1
     assert "This machine can't serve it as it is." in shown.stdout
     assert "Set model.form to null" in shown.stdout
+
+
+@pytest.fixture
+def built_with(monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]:
+    """Have the commands of this process find a GPU and a TensorRT that builds nothing; return its builds."""
+    requests: list[BuildRequest] = []
+
+    class Compiler:
+        version = "11.4.0.106"
+
+        def build(self, request: BuildRequest, listener: PhaseListener) -> bytes:
+            listener.phase_started("Building Engine", None, 1)
+            listener.step_completed("Building Engine", 0)
+            request.plan.write_bytes(b"plan")
+            requests.append(request)
+            return b"measured"
+
+        def refit(self, plan: Path, graph: Path, refitted: Path) -> None:
+            refitted.write_bytes(plan.read_bytes())
+
+    found = Machine(Gpu("NVIDIA L4", (8, 9), 24_000_000_000), Compiler())
+    monkeypatch.setattr(machine, "open_machine", lambda: found)
+    return requests
+
+
+def test_the_model_of_the_settings_is_prepared_built_and_refitted(
+    built_with: list[BuildRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "tiny")
+    for name, value in (
+        ("PARLEY_HOME", str(tmp_path / "home")),
+        ("PARLEY_MODEL_SOURCE", str(tmp_path / "tiny")),
+        ("PARLEY_MODEL_ENGINES", str(tmp_path / "engines")),
+        ("PARLEY_GENERATOR_SLOTS", "5"),
+    ):
+        monkeypatch.setenv(name, value)
+    options = ("--refit", "full", "--workspace-mb", "64", "--optimization-level", "5")
+    built = CliRunner().invoke(app, ["model", "build", *options])
+    assert built.exit_code == 0, built.output
+    (request,) = built_with
+    assert request.options == BuildOptions(
+        refit="full", workspace_bytes=64 << 20, optimization_level=5
+    )
+    prefill, decode = request.profiles
+    assert (prefill.most_tokens, decode.most_sequences) == (128, 5)
+    (engine,) = (tmp_path / "engines").glob("*/sm89-*")
+    model = request.graph.parent
+    refitted = CliRunner().invoke(app, ["model", "refit", str(engine), str(model)])
+    assert refitted.exit_code == 0, refitted.output
+    assert [path.name for path in (model / "engines").glob("sm89-*")] == [engine.name]
 
 
 @without_gpu

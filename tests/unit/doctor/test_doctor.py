@@ -78,7 +78,7 @@ def test_a_machine_without_a_gpu_serves_on_its_processor(tmp_path: Path) -> None
     assert seen.plan.form in ("native", "cpu")
     for name in ("GPU", "TensorRT"):
         finding = line(seen, name)
-        assert finding.state == "unused"
+        assert finding.state == "optional"
         assert "install" in finding.advice
     assert line(seen, "models").found == "none"
     assert [finding.name for finding in seen.findings][:4] == [
@@ -157,7 +157,7 @@ def test_a_gpu_that_is_too_old_is_told_apart(
     wanted = line(look(tmp_path, settings(backend="tensorrt", precision="fp16"), found), name)
     assert wanted.state == "missing"
     assert advice in wanted.advice
-    assert line(look(tmp_path, settings(), found), name).state == "unused"
+    assert line(look(tmp_path, settings(), found), name).state == "optional"
 
 
 def test_a_build_of_torch_without_cuda_is_noticed(
@@ -221,7 +221,7 @@ def test_redis_and_haproxy_may_come_from_anywhere(
         raise ImportError(name)
 
     monkeypatch.setattr(host, "import_module", none)
-    assert host.haproxy().state == "unused"
+    assert host.haproxy().state == "optional"
     monkeypatch.setattr(shutil, "which", lambda _: "/usr/sbin/haproxy")
     assert host.haproxy().found == "/usr/sbin/haproxy"
 

@@ -45,9 +45,14 @@ def test_a_stripped_engine_gets_its_weights(
 ) -> None:
     stripped = built(model, machine, home, "stripped")
     assert stripped.manifest.needs_weights
+    with pytest.raises(
+        TensorRTEngineError, match="without its weights, which `parley model refit`"
+    ):
+        find_model_engine(model, machine.environment)
     whole = refit_engine(stripped, model.path / "decoder.onnx", machine=machine)
     assert not whole.manifest.needs_weights
     assert whole.path != stripped.path
+    assert find_model_engine(model, machine.environment) == whole
 
 
 def test_structure_is_all_but_the_weights(model: PreparedModel, home: Path, tmp_path: Path) -> None:
