@@ -104,18 +104,20 @@ class Bindings:
             "-m", "pybind11_stubgen", "tensorrt_bindings", "-o", str(types), "--ignore-all-errors"
         )
         generated = types / "tensorrt_bindings" / "tensorrt.pyi"
-        known = _mended(generated.read_text())
-        generated.write_text(known)
+        generated.write_text(_mended(generated.read_text()))
         # What `import tensorrt` finds on a GPU machine: all of the bindings, and nothing else.
+        names = bindings.python(
+            "-c",
+            "import tensorrt_bindings.tensorrt as t; print(*(n for n in dir(t) if n[0] != '_'))",
+        ).split()
         package = types / "tensorrt"
         package.mkdir()
-        names = bindings.python(
-            "-c", "import tensorrt_bindings as t; print(*(n for n in dir(t) if n[0] != '_'))"
-        ).split()
-        lines = [f"from tensorrt_bindings.tensorrt import {name} as {name}" for name in names]
         (package / "__init__.pyi").write_text(
             "__version__: str\n"
-            + "".join(f"{line}\n" for line, name in zip(lines, names, strict=True) if name in known)
+            "from tensorrt_bindings import nptype as nptype, volume as volume\n"
+            + "".join(
+                f"from tensorrt_bindings.tensorrt import {name} as {name}\n" for name in names
+            )
         )
         return bindings
 
