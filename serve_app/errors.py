@@ -14,6 +14,7 @@ __all__ = [
     "ConversationNotFound",
     "DeadlineExceeded",
     "GeneratorLost",
+    "GpuUnavailable",
     "InvalidRequest",
     "ModelError",
     "ModelNotFound",
@@ -22,6 +23,8 @@ __all__ = [
     "PersonaNotFound",
     "RequestTimeout",
     "StateUnavailable",
+    "TensorRTEngineError",
+    "TensorRTUnavailable",
     "Unauthorized",
     "UnsupportedParameter",
 ]
@@ -191,6 +194,24 @@ class ModelError(ParleyError):
     """A model file is broken, unsupported or not there; raised while preparing and loading."""
 
     code = "model_error"
+
+
+class TensorRTEngineError(ModelError):
+    """A TensorRT engine can't be built, isn't there, or is for another model, TensorRT or GPU."""
+
+    code = "tensorrt_engine_error"
+
+
+class GpuUnavailable(ParleyError):
+    """There is no GPU that this process can use."""
+
+    code = "gpu_unavailable"
+
+
+class TensorRTUnavailable(ParleyError):
+    """TensorRT is not installed, not whole, of another version, or has nothing for this GPU."""
+
+    code = "tensorrt_unavailable"
 
 
 class ConfigError(ParleyError):
