@@ -11,9 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated
 
+import httpx
 import psutil
 import typer
 import uvloop
+from prometheus_client.parser import text_string_to_metric_families
 from rich.table import Table
 
 from load import chats
@@ -28,6 +30,7 @@ from serve_app.cluster.deploy_file import APPLICATION
 from serve_app.cluster.run_folder import RunFolder
 from serve_app.cluster.serve_api import ServeApi
 from serve_app.errors import ConfigError
+from serve_app.telemetry import metrics
 
 __all__ = ["app"]
 
@@ -38,9 +41,12 @@ _NOBODY = "nobody"
 VICTIMS = ("Generator", "Tokenizer", "Dialogue", "Ingress", "haproxy", "redis-server")
 # Those whose death clients must not notice but for a pause.
 _UNNOTICED = frozenset({_NOBODY, "Generator", "Tokenizer", "Dialogue"})
-# And those that may cost connections; so kinds of errors that are broken or refused connections.
+# And those through which connections go. A connection that breaks before the answer begins is told by
+# the proxy in front, if it lives: 503, with the code of a service that has no room.
 _CONNECTIONS = frozenset({"Ingress", "haproxy"})
-_RECONNECTS = frozenset({"cut", "connect"})
+_RECONNECTS = frozenset({"cut", "connect", "503 overloaded"})
+
+_MOVES = f"{metrics.MOVES.describe()[0].name}_total"
 
 _LEAST_S = 10.0
 _MOST_S = 180.0
@@ -57,6 +63,7 @@ class Episode:
         seconds: how long it was looked at.
         stateless: errors of clients that send their history along, by kind.
         stored: errors of clients whose conversations are stored, by kind.
+        moved: streams that went on with another generator.
         pause_s: longest time that a conversation had no new text.
         whole_after_s: seconds until as many processes served as before; None if they never did.
     """
@@ -66,6 +73,7 @@ class Episode:
     seconds: float
     stateless: dict[str, int]
     stored: dict[str, int]
+    moved: int
     pause_s: float
     whole_after_s: float | None
 
@@ -158,7 +166,7 @@ async def _episode(cluster: OwnCluster, talkers: Sequence[Talker], kind: str) ->
     """Kill a process of a kind while all talk, and look on until all is well again."""
     await _all_answered(talkers, time.perf_counter(), _MOST_S)
     doomed = [] if kind == _NOBODY else await asyncio.to_thread(_processes, cluster, kind)
-    before = len(doomed)
+    before, moved_before = len(doomed), await asyncio.to_thread(_moved, cluster)
     if kind != "haproxy":  # one that is being replaced ends what goes through it: kill both
         doomed = doomed[:1]
     killed_at = time.perf_counter()
@@ -192,6 +200,7 @@ async def _episode(cluster: OwnCluster, talkers: Sequence[Talker], kind: str) ->
         seconds=until - killed_at,
         stateless=errors(stored=False),
         stored=errors(stored=True),
+        moved=await asyncio.to_thread(_moved, cluster) - moved_before,
         pause_s=max(talker.seen.longest_pause(killed_at, until) for talker in talkers),
         whole_after_s=whole_after_s,
     )
@@ -209,6 +218,19 @@ async def _all_answered(talkers: Sequence[Talker], since: float, within_s: float
 def _answered(talkers: Sequence[Talker], since: float) -> bool:
     """Say whether every client has put a question since then that was answered in full."""
     return all(talker.seen.whole and talker.seen.whole[-1] >= since for talker in talkers)
+
+
+def _moved(cluster: OwnCluster) -> int:
+    """Return how many streams have gone from one generator to another, since the start."""
+    answer = httpx.get(f"{cluster.url.removesuffix('/v1')}/metrics", trust_env=False)
+    return int(
+        sum(
+            sample.value
+            for family in text_string_to_metric_families(answer.text)
+            for sample in family.samples
+            if sample.name == _MOVES
+        )
+    )
 
 
 def _processes(cluster: OwnCluster, kind: str) -> list[psutil.Process]:
@@ -267,7 +289,7 @@ def _table(streams: int, replicas: int, episodes: Sequence[Episode]) -> Table:
     )
     for column in ("errors, stateless", "errors, stored"):
         table.add_column(column)
-    for column in ("longest pause, s", "replaced after, s"):
+    for column in ("moved", "longest pause, s", "replaced after, s"):
         table.add_column(column, justify="right")
     for one in episodes:
         replaced = "never" if one.whole_after_s is None else f"{one.whole_after_s:.1f}"
@@ -275,6 +297,7 @@ def _table(streams: int, replicas: int, episodes: Sequence[Episode]) -> Table:
             one.victim,
             _listed(one.stateless),
             _listed(one.stored),
+            str(one.moved),
             f"{one.pause_s:.1f}",
             "" if one.victim == _NOBODY else replaced,
         )

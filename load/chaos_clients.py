@@ -140,9 +140,12 @@ class Talker:
         conversation = self._workload.conversation(number)
         while not conversation.over:
             body = ChatStream.body(self._model, conversation.ask(), self._workload)
-            while (text := await self._answer(ChatStream, body)) is None:
+            for _ in itertools.count():
+                text = await self._answer(ChatStream, body)
+                if text is not None:
+                    conversation.hear(text, None)
+                    break
                 await asyncio.sleep(_PAUSE_S)
-            conversation.hear(text, None)
 
     async def _stored_conversation(self, number: int) -> None:
         conversation = await self._new_conversation()
