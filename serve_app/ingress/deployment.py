@@ -23,7 +23,7 @@ from serve_app.state.keys import KeyRing
 
 __all__ = ["Ingress"]
 
-UNARY_TIMEOUT_S = 15.0
+UNARY_TIMEOUT_S = 30.0
 EDGE_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 EDGE = "serve_app.ingress.edge:middlewares"
 

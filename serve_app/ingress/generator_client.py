@@ -70,7 +70,7 @@ class GeneratorClient:
         *,
         silence_s: float,
         max_moves: int,
-        admission_s: float = 10.0,
+        admission_s: float = 30.0,
         shutting_down: Callable[[], bool] = lambda: False,
     ) -> None:
         """Make a client.
@@ -79,7 +79,8 @@ class GeneratorClient:
             port: the generator deployment.
             silence_s: seconds without a frame after which a replica is taken for lost.
             max_moves: how often a stream may leave a replica before it fails.
-            admission_s: seconds in which a replica must take a stream or refuse it.
+            admission_s: seconds in which a replica must take a new stream or refuse it. Where none is
+                up, that is how long one may take to be started.
             shutting_down: whether the whole service is ending, so that no replica will come back.
         """
         self.subscriber = uuid.uuid4().hex
@@ -153,7 +154,7 @@ class GeneratorClient:
         """Have a replica take a new stream."""
         for tries_left in reversed(range(ADMISSION_TRIES)):
             try:
-                await self._place(stream)
+                await self._place(stream, within_s=self._admission_s)
             except GeneratorLost:
                 if not tries_left:
                     raise
@@ -161,8 +162,12 @@ class GeneratorClient:
             else:
                 return
 
-    async def _place(self, stream: TokenStream) -> None:
+    async def _place(self, stream: TokenStream, *, within_s: float) -> None:
         """Have a replica take a stream, with one try.
+
+        Args:
+            stream: new, or between two replicas.
+            within_s: seconds for an answer.
 
         Raises:
             Overloaded: every queue is full, or no replica took the stream in time.
@@ -171,7 +176,7 @@ class GeneratorClient:
         """
         calls = self._port.submit(self._numbered(stream), self._routing_load())
         try:
-            async with asyncio.timeout(min(self._admission_s, stream.left_s)):
+            async with asyncio.timeout(min(within_s, stream.left_s)):
                 admitted = await anext(calls)
         except ParleyError:
             raise
@@ -278,7 +283,7 @@ class GeneratorClient:
         try:
             while stream.wanted and stream.left_s > 0 and not self._shutting_down():
                 try:
-                    await self._place(stream)
+                    await self._place(stream, within_s=self._silence_s)
                 except (GeneratorLost, Overloaded):
                     await asyncio.sleep(min(pause_s, max(stream.left_s, 0.0)))
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
