@@ -257,12 +257,18 @@ class GeneratorClient:
             else:
                 stream.finish(finished)
 
-    def _lose(self, replica: str) -> None:
-        """Take all streams off a replica that is dead, or might as well be."""
+    def _lose(self, replica: str, *, silent: bool = False) -> None:
+        """Take all streams off a replica that is dead, or might as well be.
+
+        Args:
+            replica: its unique id.
+            silent: it may be alive, and must not go on for nobody. One whose call has ended has either
+                died or ends the streams of its own accord.
+        """
         for stream in list(self._streams.values()):
             if stream.replica == replica and not stream.ended:
-                # Should it be alive after all, it must not go on for nobody.
-                self._spawn(self._cancel(stream.request_id, replica))
+                if silent:
+                    self._spawn(self._cancel(stream.request_id, replica))
                 self._leave(stream, "lost")
 
     def _leave(self, stream: TokenStream, cause: _Cause) -> None:
@@ -307,7 +313,7 @@ class GeneratorClient:
                 if now - channel.last_frame > self._silence_s:
                     del self._channels[replica]
                     logger.warning("Generator %s has been silent for too long.", replica)
-                    self._lose(replica)
+                    self._lose(replica, silent=True)
                     if channel.reader is not None:
                         channel.reader.cancel()
 
