@@ -30,7 +30,6 @@ from serve_app.cluster.deploy_file import APPLICATION
 from serve_app.cluster.run_folder import RunFolder
 from serve_app.cluster.serve_api import ServeApi
 from serve_app.errors import ConfigError
-from serve_app.telemetry import metrics
 
 __all__ = ["app"]
 
@@ -46,7 +45,7 @@ _UNNOTICED = frozenset({_NOBODY, "Generator", "Tokenizer", "Dialogue"})
 _CONNECTIONS = frozenset({"Ingress", "haproxy"})
 _RECONNECTS = frozenset({"cut", "connect", "503 overloaded"})
 
-_MOVES = f"{metrics.MOVES.describe()[0].name}_total"
+_MOVES = "parley_stream_moves_total"
 
 _LEAST_S = 10.0
 _MOST_S = 180.0

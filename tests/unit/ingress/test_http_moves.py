@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
-from ingress_harness import MODEL, Replica, Service, service, settings_with, simulated, wait_until
+from ingress_harness import (
+    EOS,
+    MODEL,
+    PATIENCE_S,
+    VOCAB,
+    Replica,
+    Service,
+    service,
+    settings_with,
+    wait_until,
+)
 
 from serve_app.generation import channels
+from serve_app.generation.backends.simulated import SimulatedBackend
 from serve_app.ingress import generator_client
 
 CHAT, COMPLETION, RESPONSE = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 TOKENS, CUT = 60, 20
-# A reply takes half a second: nobody who dies is too late.
-STEP_S = 0.01
 SAID: dict[str, Any] = {"messages": [{"role": "user", "content": "Tell me a long story."}]}
 SEEDED = {"temperature": 1.0, "seed": 7, "top_p": 0.9, "frequency_penalty": 0.3}
 
@@ -47,6 +57,33 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 Serve = Callable[..., Service]
 
 
+class Pausing(SimulatedBackend):
+    """Stops when it is told to, in the middle of a reply, until it may go on.
+
+    Attributes:
+        steps_left: steps before the pause; None for no pause.
+        paused: set while it waits, or has.
+        go_on: ends the pause.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(vocab_size=VOCAB, avoid=(EOS,))
+        self.pause_after(None)
+
+    def pause_after(self, steps: int | None) -> None:
+        self.steps_left = steps
+        self.paused, self.go_on = threading.Event(), threading.Event()
+
+    def step(self, prompts: Any, tokens: Any, lengths: Any, drafts: Any = ()) -> Any:
+        if len(tokens) and self.steps_left is not None:
+            self.steps_left -= 1
+            if self.steps_left <= 0:
+                self.steps_left = None
+                self.paused.set()
+                assert self.go_on.wait(PATIENCE_S)
+        return super().step(prompts, tokens, lengths, drafts)
+
+
 @pytest.fixture
 def serve(bundled_tokenizer: Path, tmp_path: Path) -> Iterator[Serve]:
     """Starts a service."""
@@ -56,7 +93,7 @@ def serve(bundled_tokenizer: Path, tmp_path: Path) -> Iterator[Serve]:
         context = service(
             bundled_tokenizer,
             tmp_path,
-            backends=[simulated(step_s=STEP_S)] * replicas,
+            backends=[Pausing] * replicas,
             settings=settings_with(ingress=ingress),
         )
         running.append(context)
@@ -97,18 +134,34 @@ def holder(running: Service) -> Replica:
     return next(replica for replica in running.replicas if replica.name == name)
 
 
-def after(running: Service, tokens: int, strike: Callable[[Replica], None], ask: Any) -> Any:
-    """Ask, strike the generator that is answering when it has produced so many tokens, and return what came."""
-    before = running.generated
+def after(running: Service, strike: Callable[[Replica], None], ask: Any) -> Any:
+    """Ask, strike the generator in the middle of its answer, and return what came."""
+    backends = [cast("Pausing", replica.engine._core._backend) for replica in running.replicas]
+    for backend in backends:
+        backend.pause_after(CUT)
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(ask)
-        wait_until(lambda: running.generated >= before + tokens, "the first tokens")
+        wait_until(lambda: any(backend.paused.is_set() for backend in backends), "the pause")
+        for backend in backends:
+            backend.steps_left = None
+        # What came before has arrived by now, or does at once: it stood in an earlier frame.
+        wait_until(lambda: arrived(running) >= CUT / 2, "the first tokens")
         strike(holder(running))
+        for backend in backends:
+            backend.go_on.set()
         return asking.result()
 
 
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("kind", ASKED)
+def arrived(running: Service) -> int:
+    """Tokens of each reply that the ingress has, at least."""
+    return min(
+        (len(stream._tokens) for stream in list(running.client._streams.values())), default=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "stream"), [*((kind, True) for kind in ASKED), ("choices", False), ("response", False)]
+)
 def test_a_reply_outlives_its_generator(serve: Serve, kind: str, *, stream: bool) -> None:
     running = serve()
     path, body = ASKED[kind]
@@ -122,11 +175,11 @@ def test_a_reply_outlives_its_generator(serve: Serve, kind: str, *, stream: bool
     ask()  # so that all later ones find as much in the cache
     undisturbed = ask()
     asked = len(running.generators.requests)
-    assert after(running, CUT, kill, ask) == undisturbed
+    assert after(running, kill, ask) == undisturbed
     choices = body.get("n", 1)
     moved = running.generators.requests[asked + choices :]
     assert len(moved) == choices
-    assert all(CUT / 2 / choices < len(request.output) < TOKENS for request in moved)
+    assert all(CUT / 2 <= len(request.output) < TOKENS for request in moved)
     assert {request.moves for request in moved} == {1}
     running.wait_until_idle()
 
@@ -142,7 +195,6 @@ def test_a_stop_string_ends_a_reply_across_its_two_generators(serve: Serve) -> N
     assert text.startswith(undisturbed["choices"][0]["message"]["content"])
     reply = after(
         running,
-        CUT,
         lambda replica: running.call(replica.die),
         lambda: told(running, CHAT, body, stream=False),
     )
@@ -163,10 +215,9 @@ def test_a_reply_waits_for_its_only_generator_to_be_back(serve: Serve) -> None:
 
     def restart(replica: Replica) -> None:
         running.call(replica.die)
-        wait_until(lambda: replica.streams == 0, "the end of its streams")
-        replica.alive = True
+        running.call(lambda: running.loop.call_later(0.3, setattr, replica, "alive", True))
 
-    assert after(running, CUT, restart, ask) == undisturbed
+    assert after(running, restart, ask) == undisturbed
 
 
 def test_a_generator_that_stops_hands_its_replies_over(serve: Serve) -> None:
@@ -178,7 +229,7 @@ def test_a_generator_that_stops_hands_its_replies_over(serve: Serve) -> None:
 
     ask()
     undisturbed = ask()
-    assert after(running, CUT, lambda replica: replica.engine.drain(0.0), ask) == undisturbed
+    assert after(running, lambda replica: replica.engine.drain(0.0), ask) == undisturbed
     # The next ones go where they are taken.
     assert ask()
     running.wait_until_idle()
@@ -196,7 +247,7 @@ def test_a_silent_generator_is_left(serve: Serve) -> None:
 
     ask()
     undisturbed = ask()
-    assert after(running, CUT, silence, ask) == undisturbed
+    assert after(running, silence, ask) == undisturbed
     # It is alive after all, and doesn't go on for nobody.
     running.wait_until_idle()
 
@@ -206,7 +257,6 @@ def test_a_reply_that_nobody_can_go_on_with_ends_with_an_error_in_its_time(serve
     path, body = ASKED["chat"]
     events = after(
         running,
-        CUT,
         lambda replica: running.call(replica.die),
         lambda: told(running, path, body | {"timeout": 1.5}, stream=True),
     )
