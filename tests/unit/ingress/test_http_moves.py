@@ -214,8 +214,11 @@ def test_a_reply_waits_for_its_only_generator_to_be_back(serve: Serve) -> None:
     undisturbed = ask()
 
     def restart(replica: Replica) -> None:
+        def come_back() -> None:
+            replica.alive = True
+
         running.call(replica.die)
-        running.call(lambda: running.loop.call_later(0.3, setattr, replica, "alive", True))
+        running.call(lambda: running.loop.call_later(0.3, come_back))
 
     assert after(running, restart, ask) == undisturbed
 
