@@ -144,7 +144,13 @@ async def _talk_and_kill(
         episodes = []
         for kind in (_NOBODY, *kinds):
             typer.echo(f"{kind} …", err=True)
-            episodes.append(await _episode(cluster, talkers, kind))
+            episode = await _episode(cluster, talkers, kind)
+            typer.echo(
+                f"  errors, stateless: {_listed(episode.stateless)}; stored: "
+                f"{_listed(episode.stored)}; longest pause {episode.pause_s:.1f} s",
+                err=True,
+            )
+            episodes.append(episode)
         for task in talking:
             if task.done():
                 task.result()  # which is why it has ended
