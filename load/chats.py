@@ -6,16 +6,17 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
-from load.dialects import MODES, Mode, error_kind
+from load.dialects import MODES, Mode, ReplyStream, error_kind
 from load.http_client import Address, HttpClient, RequestFailed, Response
 from load.measurements import Level, Reply
 from load.supply import Plan, Supply
 from load.workload import Conversation, Workload
 
-__all__ = ["Target", "first_model", "measure"]
+__all__ = ["Target", "exchange", "first_model", "measure"]
 
 # After a failure, so that a server that refuses everybody is not asked in a tight loop.
 _PAUSE_S = 0.2
@@ -137,11 +138,29 @@ async def _ask(
 ) -> Reply:
     """Put the conversation's next question and wait for the whole reply."""
     dialect = MODES[target.mode]
-    body = orjson.dumps(dialect.body(target.model, conversation.ask(), workload))
+    body = dialect.body(target.model, conversation.ask(), workload)
+    stream = await exchange(client, dialect, body, timeout_s=target.timeout_s)
+    stream.reply.tokens = conversation.hear(stream.text, stream.reply.tokens)
+    return stream.reply
+
+
+async def exchange(
+    client: HttpClient, dialect: type[ReplyStream], body: dict[str, Any], *, timeout_s: float
+) -> ReplyStream:
+    """Put a question and wait for the whole reply, or for what goes wrong, which is in `reply.error`.
+
+    Args:
+        client: has the connection.
+        dialect: the API.
+        body: the question, as that API has it.
+        timeout_s: seconds after which a reply that has not ended counts as failed.
+    """
     stream = dialect()
     try:
-        async with asyncio.timeout(target.timeout_s):
-            response = await client.request("POST", dialect.PATH, body, sink=stream.feed)
+        async with asyncio.timeout(timeout_s):
+            response = await client.request(
+                "POST", dialect.PATH, orjson.dumps(body), sink=stream.feed
+            )
     except TimeoutError:
         stream.failed("timeout")
     except RequestFailed as failure:
@@ -151,8 +170,7 @@ async def _ask(
             stream.failed(_refusal(response))
         elif not stream.complete:
             stream.failed("cut")
-    stream.reply.tokens = conversation.hear(stream.text, stream.reply.tokens)
-    return stream.reply
+    return stream
 
 
 def _client(address: Address, api_key: str | None) -> HttpClient:

@@ -38,11 +38,13 @@ class OwnCluster:
         url: of its API, with the version.
         run_id: mark of the processes that Ray has.
         pid: process id of `parley up`.
+        home: its PARLEY_HOME.
     """
 
     url: str
     run_id: str
     pid: int
+    home: Path
 
     def processes(self) -> list[psutil.Process]:
         """Return all that run: Ray's, `parley up` itself and what it has started, Redis too."""
@@ -51,7 +53,7 @@ class OwnCluster:
 
 
 @contextmanager
-def own_cluster(settings: Mapping[str, str], *, autoscaled: bool = False) -> Iterator[OwnCluster]:
+def own_cluster(settings: Mapping[str, str], *, replicas: int | None = 1) -> Iterator[OwnCluster]:
     """Run `parley up` with settings of its own for as long as the context lasts.
 
     It listens on a free port and shares nothing with a Parley that runs here but the models, and
@@ -59,9 +61,8 @@ def own_cluster(settings: Mapping[str, str], *, autoscaled: bool = False) -> Ite
 
     Args:
         settings: variables of the environment, `PARLEY_SECTION_KEY`.
-        autoscaled: has as many replicas as the deploy file says. Otherwise each deployment has one
-            and keeps to it: another one that started in the middle would take the processors from
-            what is measured.
+        replicas: each deployment has so many and keeps to it: another one that started in the middle
+            would take the processors from what is measured. None leaves it to the deploy file.
 
     Raises:
         ConfigError: it doesn't start; the sentence quotes what it said.
@@ -73,7 +74,9 @@ def own_cluster(settings: Mapping[str, str], *, autoscaled: bool = False) -> Ite
         (home / "models").symlink_to(models)
         log, deploy_file = home / "up.log", home / "deploy.yaml"
         deployed = default_deploy_file().read_text("utf-8")
-        deploy_file.write_text(deployed if autoscaled else _one_replica_each(deployed), "utf-8")
+        deploy_file.write_text(
+            deployed if replicas is None else _replicas_each(deployed, replicas), "utf-8"
+        )
         (port,) = free_ports(1)
         run = RunFolder(home)
         with log.open("wb") as output:
@@ -91,18 +94,18 @@ def own_cluster(settings: Mapping[str, str], *, autoscaled: bool = False) -> Ite
             )
         try:
             run_id = _await_start(up, run, log)
-            yield OwnCluster(f"http://127.0.0.1:{port}/v1", run_id, up.pid)
+            yield OwnCluster(f"http://127.0.0.1:{port}/v1", run_id, up.pid, home)
         finally:
             up.send_signal(signal.SIGINT)
             up.wait()
             shutil.rmtree(run.work_folder())
 
 
-def _one_replica_each(deploy_file: str) -> str:
+def _replicas_each(deploy_file: str, count: int) -> str:
     config = yaml.safe_load(deploy_file)
     for application in config["applications"]:
         for deployment in application["deployments"]:
-            deployment["autoscaling_config"] |= {"min_replicas": 1, "max_replicas": 1}
+            deployment["autoscaling_config"] |= {"min_replicas": count, "max_replicas": count}
     return yaml.safe_dump(config)
 
 

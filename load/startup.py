@@ -55,7 +55,7 @@ def startup(
     }
     typer.echo("starting a cluster …", err=True)
     began = time.perf_counter()
-    with own_cluster(wanted, autoscaled=True) as cluster:
+    with own_cluster(wanted, replicas=None) as cluster:
         serving_s = time.perf_counter() - began
         address = Address.of(cluster.url)
         name = uvloop.run(_first_answer(address))

@@ -145,7 +145,11 @@ class GeneratorSettings(_Section):
     stall_timeout_s: Seconds = Field(
         30.0, description="a step that takes longer fails the health check"
     )
-    drain_timeout_s: Seconds = Field(120.0, description="time for running replies at shutdown")
+    drain_timeout_s: Seconds = Field(
+        120.0,
+        description="time for running replies when a replica stops; what is left then goes on with "
+        "another one",
+    )
 
 
 class SamplingSettings(_Section):
@@ -174,6 +178,12 @@ class IngressSettings(_Section):
     max_concurrent: Positive = Field(512, description="requests in progress per ingress replica")
     generator_silence_s: Seconds = Field(
         10.0, description="a generator that sends no frame for this long is taken for lost"
+    )
+    max_moves: int = Field(
+        3,
+        ge=0,
+        description="how often a reply may go on with another generator when its own is lost or "
+        "stops; once more, and it ends with an error",
     )
 
 

@@ -305,7 +305,9 @@ class Service:
         ]
         self.generators = Generators(self.replicas)
         self.client = GeneratorClient(
-            self.generators, silence_s=settings.ingress.generator_silence_s
+            self.generators,
+            silence_s=settings.ingress.generator_silence_s,
+            max_moves=settings.ingress.max_moves,
         )
         info = TokenizerInfo(MODEL, VOCAB, wanted.max_len, (EOS,), 1_700_000_000)
         tokenizer, table = _loaded(tokenizer_folder, info)

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from serve_app.api.sse import sse_event
-from serve_app.errors import ClientGone, CommitUnknown, DeadlineExceeded, Overloaded, ParleyError
+from serve_app.errors import (
+    ClientGone,
+    CommitUnknown,
+    DeadlineExceeded,
+    GeneratorLost,
+    Overloaded,
+    ParleyError,
+)
 from serve_app.messages.generation import Finished, FinishReason
 
 __all__ = [
@@ -90,6 +97,11 @@ def failure(finished: Finished) -> ParleyError | None:
             return deadline_exceeded()
         case FinishReason.CANCELLED:
             return ClientGone("The request was cancelled before the reply was done.")
+        case FinishReason.HANDED_BACK:
+            return GeneratorLost(
+                "The generator was stopped before the reply was done; send the request again.",
+                retry_after=1.0,
+            )
         case FinishReason.ERROR:
             code = finished.error_code or ParleyError.code
             kind = {known.code: known for known in _tree(ParleyError)}.get(code, ParleyError)

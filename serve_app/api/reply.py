@@ -123,6 +123,11 @@ def finish_reason(reason: FinishReason) -> Literal["stop", "length"]:
             return "stop"
         case FinishReason.LENGTH:
             return "length"
-        case FinishReason.CANCELLED | FinishReason.DEADLINE | FinishReason.ERROR:
+        case (
+            FinishReason.CANCELLED
+            | FinishReason.DEADLINE
+            | FinishReason.ERROR
+            | FinishReason.HANDED_BACK
+        ):
             msg = f"A choice that ended with {reason.value!r} is an error, not a reply."
             raise ValueError(msg)

@@ -28,7 +28,7 @@ from serve_app.state.conversations import ConversationStore
 
 __all__ = ["Dialogue"]
 
-TOKENIZER_TIMEOUT_S = 10.0
+TOKENIZER_TIMEOUT_S = 25.0
 
 
 class _RemoteTokenizer:

@@ -128,4 +128,5 @@ def _merged(frames: Sequence[Frame]) -> Frame:
         tokens=tuple(chain.from_iterable(frame.tokens for frame in frames)),
         logprobs=logprobs,
         finished=tuple(chain.from_iterable(frame.finished for frame in frames)),
+        begun=tuple(chain.from_iterable(frame.begun for frame in frames)),
     )

@@ -18,6 +18,7 @@ from serve_app.generation.engine import Engine, EngineConfig
 from serve_app.messages.generation import Admitted, Frame, GenerateRequest
 from serve_app.models.store import PreparedModel
 from serve_app.models.tokenizer_files import TOKENIZER_FILE
+from serve_app.routing.draining import when_draining
 from serve_app.routing.listening import listen_on_node_address
 from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import GeneratorSettings, Settings
@@ -45,6 +46,8 @@ class Generator:
         self._engine = await asyncio.to_thread(self._load, settings)
         self._channels = FrameChannels(asyncio.get_running_loop(), self._engine.cancel_subscriber)
         self._engine.start()
+        # Before Serve's own limit, so that what doesn't end in time is handed back and not lost.
+        when_draining(lambda: self._engine.drain(self._settings.drain_timeout_s))
         self._gauges = asyncio.create_task(self._keep_gauges())
 
     async def submit(
@@ -71,7 +74,7 @@ class Generator:
                 yield frame
 
     async def cancel(self, request_id: str, *, replica: str) -> None:  # noqa: ARG002  (read by the router)
-        """End a stream at the next step; one that is not here is no error."""
+        """End a stream at the next step; one that is not here, or no longer, is no error."""
         self._engine.cancel(request_id)
 
     async def stats(self) -> dict[str, float]:
@@ -104,7 +107,7 @@ class Generator:
         self._engine.check(self._settings.stall_timeout_s)
 
     async def __del__(self) -> None:
-        """Let running replies end, then stop."""
+        """Let running replies end or hand them back, then stop."""
         if hasattr(self, "_gauges"):
             self._gauges.cancel()
             await asyncio.to_thread(self._engine.stop, self._settings.drain_timeout_s)

@@ -83,15 +83,25 @@ class Engine:
         """Start the thread; call it once."""
         self._thread.start()
 
-    def stop(self, drain_s: float) -> None:
-        """Take no more requests, let those in progress end, and end the thread.
+    def drain(self, drain_s: float) -> None:
+        """Take no more requests, and end the thread once those in progress are gone.
 
         Args:
-            drain_s: seconds after which what still runs is ended with an error.
+            drain_s: seconds after which what still runs is handed back; of several calls the
+                shortest counts.
         """
         with self._changed:
-            self._drain_until = time.monotonic() + drain_s
+            until = time.monotonic() + drain_s
+            self._drain_until = min(until, self._drain_until or until)
             self._changed.notify()
+
+    def stop(self, drain_s: float) -> None:
+        """Drain, and wait for the end of the thread.
+
+        Args:
+            drain_s: see `drain`.
+        """
+        self.drain(drain_s)
         if self._thread.is_alive():
             self._thread.join(drain_s + _JOIN_S)
         if self._thread.is_alive():
@@ -103,7 +113,8 @@ class Engine:
         Raises:
             InvalidRequest: the request can't be meant: no prompt, an unknown token, an id in use.
             ContextLengthExceeded: the prompt leaves no room for a reply.
-            Overloaded: the queue is full, or the engine is stopping.
+            Overloaded: the queue is full.
+            GeneratorLost: the engine is stopping; another one may take the request.
         """
         self._check_request(request)
         with self._changed:
@@ -226,12 +237,7 @@ class Engine:
             elif sequence.expired(now):
                 core.end(sequence, FinishReason.DEADLINE)
             elif given_up:
-                core.end(
-                    sequence,
-                    FinishReason.ERROR,
-                    code=GeneratorLost.code,
-                    message="The generator was stopped before the reply was done; try again.",
-                )
+                core.end(sequence, FinishReason.HANDED_BACK)
         if given_up:
             self._flush()
         return drain_until is None or bool(self._streams)
@@ -247,8 +253,9 @@ class Engine:
         """Refuse a request that there is no place for; call it with the lock held."""
         if self._drain_until is not None or self._crash is not None:
             msg = "This generator is stopping and takes no more requests; try again."
-            raise Overloaded(msg, retry_after=_RETRY_AFTER_S[0])
-        if len(self._streams) >= self.config.slots + self.config.max_queued:
+            raise GeneratorLost(msg, retry_after=_RETRY_AFTER_S[0])
+        room = self.config.slots + self.config.max_queued
+        if len(self._streams) >= room and not request.moves:
             retry_after = self._retry_after()
             msg = (
                 f"The queue of this generator is full ({self.config.max_queued} waiting); "

@@ -298,6 +298,8 @@ class EngineCore:
             if token in sequence.sampler.stop_token_ids:
                 self.end(sequence, FinishReason.STOP)
                 continue
+            if sequence.unbegun:
+                self._outbox.begun(sequence.request, sequence.begun())
             sequence.append(token, now)
             self._outbox.token(sequence.request, token, logprobs)
             if sequence.full:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from serve_app.messages.generation import Finished, Frame, GenerateRequest, TokenLogprobs
+from serve_app.messages.generation import Begun, Finished, Frame, GenerateRequest, TokenLogprobs
 
 __all__ = ["Deliver", "Outbox"]
 
@@ -19,6 +19,7 @@ class _Columns:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
+    begun: list[Begun] = field(default_factory=list)
 
     def frame(self) -> Frame:
         wanted = any(entry is not None for entry in self.logprobs)
@@ -27,6 +28,7 @@ class _Columns:
             tokens=tuple(self.tokens),
             logprobs=tuple(self.logprobs) if wanted else None,
             finished=tuple(self.finished),
+            begun=tuple(self.begun),
         )
 
 
@@ -42,6 +44,10 @@ class Outbox:
         columns.streams.append(request.stream)
         columns.tokens.append(token)
         columns.logprobs.append(logprobs)
+
+    def begun(self, request: GenerateRequest, begun: Begun) -> None:
+        """Add what is known of a stream with its reply's first token."""
+        self._columns[request.subscriber].begun.append(begun)
 
     def finished(self, request: GenerateRequest, finished: Finished) -> None:
         """Add the end of a stream."""

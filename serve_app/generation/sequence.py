@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from serve_app.generation.drafts import Lookup
 from serve_app.generation.sampling import Sampler
-from serve_app.messages.generation import Finished, FinishReason, GenerateRequest
+from serve_app.messages.generation import Begun, Finished, FinishReason, GenerateRequest
 
 __all__ = ["Sequence"]
 
@@ -59,9 +59,9 @@ class Sequence:
         self._tokens[: self.length] = known
 
     @property
-    def rank(self) -> tuple[int, int]:
+    def rank(self) -> tuple[int, bool, int]:
         """Order of admission: lower first."""
-        return (self.request.priority, self.arrival)
+        return (self.request.priority, not self.request.moves, self.arrival)
 
     @property
     def running(self) -> bool:
@@ -96,10 +96,20 @@ class Sequence:
         if self.first_token_at is None:
             self.first_token_at = now
 
+    @property
+    def unbegun(self) -> bool:
+        """Whether the next token will be the first of the whole reply, here or anywhere."""
+        return self.length == len(self.request.prompt)
+
     def expired(self, now: float) -> bool:
         """Tell whether the request's own time limit has run out."""
         limit = self.request.timeout_s
         return limit is not None and now - self.submitted_at >= limit
+
+    def begun(self) -> Begun:
+        """Return what is known when the reply's first token comes."""
+        admitted = self.submitted_at if self.admitted_at is None else self.admitted_at
+        return Begun(self.request.stream, self.cached, admitted - self.submitted_at)
 
     def finished(
         self, reason: FinishReason, now: float, *, code: str | None, message: str | None

@@ -18,12 +18,12 @@ from serve_app.ingress.remote import RemoteDialogue, RemoteGenerator, RemoteToke
 from serve_app.ingress.services import Services
 from serve_app.routing.listening import listen_on_node_address, open_to_other_machines
 from serve_app.routing.serving import served_model, tokenizer_info
-from serve_app.settings import Settings, parley_home
+from serve_app.settings import Settings, drain_flag, parley_home
 from serve_app.state.keys import KeyRing
 
 __all__ = ["Ingress"]
 
-UNARY_TIMEOUT_S = 15.0
+UNARY_TIMEOUT_S = 30.0
 EDGE_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 EDGE = "serve_app.ingress.edge:middlewares"
 
@@ -68,7 +68,12 @@ class Ingress:
             settings=settings,
             model=tokenizer_info(model, settings),
             table=TokenTable(TokenizerFile.from_file(str(model.path / "tokenizer.json"))),
-            generators=GeneratorClient(generators, silence_s=settings.ingress.generator_silence_s),
+            generators=GeneratorClient(
+                generators,
+                silence_s=settings.ingress.generator_silence_s,
+                max_moves=settings.ingress.max_moves,
+                shutting_down=drain_flag(parley_home()).exists,
+            ),
             generator_stats=generators,
             dialogue=RemoteDialogue(dialogue, timeout_s=UNARY_TIMEOUT_S),
             tokenizer=RemoteTokenizer(tokenizer, timeout_s=UNARY_TIMEOUT_S),

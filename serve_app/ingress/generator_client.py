@@ -1,4 +1,4 @@
-"""Opens streams on generator replicas and hands out what their frames bring."""
+"""Opens streams on generator replicas, hands out what their frames bring, and moves them on."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 from serve_app.errors import GeneratorLost, Overloaded, ParleyError
 from serve_app.ingress.streams import TokenStream
-from serve_app.messages.generation import Admitted, Frame, GenerateRequest
+from serve_app.messages.generation import Admitted, FinishReason, Frame, GenerateRequest
+from serve_app.telemetry import metrics
 
 __all__ = ["GeneratorClient", "GeneratorPort"]
 
@@ -23,6 +24,12 @@ logger = logging.getLogger("ray.serve")
 
 ADMISSION_TRIES = 3
 """A replica that dies before it has taken a stream costs one try; the next goes elsewhere."""
+# Between the tries to have a stream taken over: it may be a while until a replica is up again.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
+# What routing is told of a replica that has just lost its streams: more than any load that there is.
+_LOST_LOAD = 1_000_000
+
+_Cause = Literal["lost", "handed_back"]
 
 
 class GeneratorPort(Protocol):
@@ -48,27 +55,46 @@ class _Channel:
 class GeneratorClient:
     """All streams of one ingress replica.
 
+    A stream whose replica is lost, or stops, goes on at another one behind the tokens that have
+    arrived here. What is sampled depends on them, the seed and the position alone, so the reply is
+    what it would have been.
+
     Calls to the generator run in tasks with an empty context: Serve cancels the calls made on
     behalf of a request when its client leaves, and one such call may be carrying the frames of
     many other requests.
     """
 
-    def __init__(self, port: GeneratorPort, *, silence_s: float, admission_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        port: GeneratorPort,
+        *,
+        silence_s: float,
+        max_moves: int,
+        admission_s: float = 30.0,
+        shutting_down: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Make a client.
 
         Args:
             port: the generator deployment.
             silence_s: seconds without a frame after which a replica is taken for lost.
-            admission_s: seconds in which a replica must take a stream or refuse it.
+            max_moves: how often a stream may leave a replica before it fails.
+            admission_s: seconds in which a replica must take a new stream or refuse it. Where none is
+                up, that is how long one may take to be started.
+            shutting_down: whether the whole service is ending, so that no replica will come back.
         """
         self.subscriber = uuid.uuid4().hex
         self._port = port
         self._silence_s = silence_s
+        self._max_moves = max_moves
         self._admission_s = admission_s
+        self._shutting_down = shutting_down
         self._numbers = 0
         self._streams: dict[int, TokenStream] = {}
         self._channels: dict[str, _Channel] = {}
         self._load: Counter[str] = Counter()
+        # Replicas that were lost a moment ago, and until when routing is to pass them over.
+        self._shunned: dict[str, float] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watchdog: asyncio.Task[Any] | None = None
 
@@ -82,8 +108,8 @@ class GeneratorClient:
         """
         if self._watchdog is None:
             self._watchdog = self._spawn(self._watch())
-        stream = TokenStream(request.request_id)
-        admission = self._spawn(self._admit(stream, request))
+        stream = TokenStream(request)
+        admission = self._spawn(self._admit(stream))
         try:
             await asyncio.shield(admission)
         except BaseException:
@@ -94,8 +120,16 @@ class GeneratorClient:
         return stream
 
     def cancel(self, stream: TokenStream) -> None:
-        """End a stream early; its last frame, which says what it cost, still arrives."""
-        if stream.replica is not None and not stream.finished:
+        """End a stream early; its last frame, which says what it cost, still arrives.
+
+        One that is between two replicas fails instead: nobody is left to say it.
+        """
+        stream.wanted = False
+        if stream.finished:
+            return
+        if stream.replica is None:
+            stream.fail(_lost())
+        else:
             self._spawn(self._cancel(stream.request_id, stream.replica))
 
     def close(self, stream: TokenStream) -> None:
@@ -116,31 +150,53 @@ class GeneratorClient:
         """Streams that have been opened and not closed."""
         return len(self._streams)
 
-    async def _admit(self, stream: TokenStream, request: GenerateRequest) -> None:
+    async def _admit(self, stream: TokenStream) -> None:
+        """Have a replica take a new stream."""
         for tries_left in reversed(range(ADMISSION_TRIES)):
-            calls = self._port.submit(self._numbered(request, stream), dict(+self._load))
             try:
-                async with asyncio.timeout(self._admission_s):
-                    admitted = await anext(calls)
-            except ParleyError:
-                raise
-            except TimeoutError:
-                message = "No generator took the request in time; try again shortly."
-                raise Overloaded(message, retry_after=1.0) from None
-            except Exception as error:
-                # Ray's own errors: the replica died, or none is there.
-                logger.warning("A generator did not take %s: %r", request.request_id, error)
-                if tries_left:
-                    await asyncio.sleep(0.05)
-                    continue
-                message = "No generator is reachable; try again shortly."
-                raise GeneratorLost(message, retry_after=1.0) from error
-            break
+                await self._place(stream, within_s=self._admission_s)
+            except GeneratorLost:
+                if not tries_left:
+                    raise
+                await asyncio.sleep(_FIRST_PAUSE_S)
+            else:
+                return
+
+    async def _place(self, stream: TokenStream, *, within_s: float) -> None:
+        """Have a replica take a stream, with one try.
+
+        Args:
+            stream: new, or between two replicas.
+            within_s: seconds for an answer.
+
+        Raises:
+            Overloaded: every queue is full, or no replica took the stream in time.
+            GeneratorLost: the replica died or stopped before taking it, or there is none.
+            ParleyError: whatever the engine refuses the request with.
+        """
+        calls = self._port.submit(self._numbered(stream), self._routing_load())
+        try:
+            async with asyncio.timeout(min(within_s, stream.left_s)):
+                admitted = await anext(calls)
+        except ParleyError:
+            raise
+        except TimeoutError:
+            message = "No generator took the request in time; try again shortly."
+            raise Overloaded(message, retry_after=1.0) from None
+        except Exception as error:
+            # Ray's own errors: the replica died, or none is there.
+            logger.warning("A generator did not take %s: %r", stream.request_id, error)
+            message = "No generator is reachable; try again shortly."
+            raise GeneratorLost(message, retry_after=1.0) from error
         if not isinstance(admitted, Admitted):
             message = f"the generator's first item was {type(admitted).__name__}, not Admitted"
             raise TypeError(message)
-        stream.replica = admitted.replica
-        self._load[admitted.replica] += 1
+        self._shunned.pop(admitted.replica, None)
+        if stream.wanted:
+            stream.replica = admitted.replica
+            self._load[admitted.replica] += 1
+        else:
+            self._spawn(self._cancel(stream.request_id, admitted.replica))
         if admitted.carries_frames:
             channel = _Channel(time.monotonic())
             self._channels[admitted.replica] = channel
@@ -151,13 +207,19 @@ class GeneratorClient:
             # being admitted, no frame comes, and the watchdog gives the replica up.
             self._channels.setdefault(admitted.replica, _Channel(time.monotonic()))
 
-    def _numbered(self, request: GenerateRequest, stream: TokenStream) -> GenerateRequest:
+    def _numbered(self, stream: TokenStream) -> GenerateRequest:
         """Return the request with a new number: what an earlier try may still send goes nowhere."""
         self._streams.pop(stream.number, None)
         self._numbers += 1
         stream.number = self._numbers
         self._streams[stream.number] = stream
-        return replace(request, subscriber=self.subscriber, stream=stream.number)
+        return stream.request(self.subscriber)
+
+    def _routing_load(self) -> dict[str, int]:
+        """Return the streams of each replica, and of those that were just lost more than of any."""
+        now = time.monotonic()
+        self._shunned = {name: until for name, until in self._shunned.items() if until > now}
+        return dict(+self._load) | dict.fromkeys(self._shunned, _LOST_LOAD)
 
     async def _read(
         self, replica: str, channel: _Channel, calls: AsyncIterator[Admitted | Frame]
@@ -173,7 +235,7 @@ class GeneratorClient:
         finally:
             if self._channels.get(replica) is channel:
                 del self._channels[replica]
-                self._fail_streams(replica)
+                self._lose(replica)
 
     def _dispatch(self, frame: Frame) -> None:
         streams = self._streams
@@ -182,15 +244,65 @@ class GeneratorClient:
             stream = streams.get(number)
             if stream is not None:
                 stream.push(token, logprobs[position] if logprobs else None)
+        for begun in frame.begun:
+            stream = streams.get(begun.stream)
+            if stream is not None:
+                stream.begin(begun)
         for finished in frame.finished:
             stream = streams.get(finished.stream)
-            if stream is not None:
+            if stream is None:
+                continue
+            if finished.reason is FinishReason.HANDED_BACK:
+                self._leave(stream, "handed_back")
+            else:
                 stream.finish(finished)
 
-    def _fail_streams(self, replica: str) -> None:
-        for stream in self._streams.values():
-            if stream.replica == replica:
-                stream.fail(_lost())
+    def _lose(self, replica: str, *, silent: bool = False) -> None:
+        """Take all streams off a replica that is dead, or might as well be.
+
+        Args:
+            replica: its unique id.
+            silent: it may be alive, and must not go on for nobody. One whose call has ended has either
+                died or ends the streams of its own accord.
+        """
+        for stream in list(self._streams.values()):
+            if stream.replica == replica and not stream.ended:
+                if silent:
+                    self._spawn(self._cancel(stream.request_id, replica))
+                self._leave(stream, "lost")
+
+    def _leave(self, stream: TokenStream, cause: _Cause) -> None:
+        """Take a stream off its replica, and let it go on elsewhere as often as it may."""
+        if stream.replica is not None:
+            self._load[stream.replica] -= 1
+            self._shunned[stream.replica] = time.monotonic() + self._silence_s
+            stream.replica = None
+        if stream.wanted and stream.moves < self._max_moves:
+            stream.moves += 1
+            self._spawn(self._move(stream, cause))
+        else:
+            stream.fail(_lost())
+
+    async def _move(self, stream: TokenStream, cause: _Cause) -> None:
+        """Let a stream go on behind the tokens it has, as soon as a replica takes it."""
+        started, pause_s = time.monotonic(), _FIRST_PAUSE_S
+        try:
+            while stream.wanted and stream.left_s > 0 and not self._shutting_down():
+                try:
+                    await self._place(stream, within_s=self._silence_s)
+                except (GeneratorLost, Overloaded):
+                    await asyncio.sleep(min(pause_s, max(stream.left_s, 0.0)))
+                    pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                else:
+                    metrics.MOVES.labels(cause).inc()
+                    metrics.MOVE_SECONDS.observe(time.monotonic() - started)
+                    return
+            stream.fail(_lost())
+        except ParleyError as error:
+            stream.fail(error)
+        except Exception:
+            logger.exception("%s could not be moved", stream.request_id)
+            stream.fail(_lost())
 
     async def _watch(self) -> None:
         """Give up on replicas that stopped sending frames without closing the call."""
@@ -200,7 +312,8 @@ class GeneratorClient:
             for replica, channel in list(self._channels.items()):
                 if now - channel.last_frame > self._silence_s:
                     del self._channels[replica]
-                    self._fail_streams(replica)
+                    logger.warning("Generator %s has been silent for too long.", replica)
+                    self._lose(replica, silent=True)
                     if channel.reader is not None:
                         channel.reader.cancel()
 

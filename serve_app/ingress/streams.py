@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import math
+import time
+from dataclasses import dataclass, replace
 
 from serve_app.errors import ParleyError
-from serve_app.messages.generation import Finished, TokenLogprobs
+from serve_app.messages.generation import Begun, Finished, GenerateRequest, TokenLogprobs
 
 __all__ = ["Arrived", "TokenStream"]
 
@@ -27,28 +29,76 @@ class Arrived:
 
 
 class TokenStream:
-    """Tokens pushed by the frames' reader, pulled by the request's own task."""
+    """Tokens pushed by the frames' reader, pulled by the request's own task.
+
+    It may go from one generator replica to another; whoever pulls sees nothing of it but a pause.
+
+    Attributes:
+        number: the stream's in frames, given anew with each try to submit it.
+        replica: unique id of the replica that has it; None while none does.
+        moves: how often it has left a replica.
+        wanted: False once it has been cancelled or closed, so that nobody lets it go on elsewhere.
+    """
 
     __slots__ = (
+        "_begun",
+        "_deadline",
         "_error",
         "_finished",
+        "_handed_out",
         "_logprobs",
+        "_request",
         "_tokens",
         "_waiter",
+        "moves",
         "number",
         "replica",
-        "request_id",
+        "wanted",
     )
 
-    def __init__(self, request_id: str) -> None:
-        self.number = 0  # given anew with each try to submit
-        self.request_id = request_id
+    def __init__(self, request: GenerateRequest) -> None:
+        self.number = 0
         self.replica: str | None = None
+        self.moves = 0
+        self.wanted = True
+        self._request = request
+        limit_s = request.timeout_s
+        self._deadline = math.inf if limit_s is None else time.monotonic() + limit_s
         self._tokens: list[int] = []
+        self._handed_out = 0
         self._logprobs: list[TokenLogprobs | None] = []
+        self._begun: Begun | None = None
         self._finished: Finished | None = None
         self._error: ParleyError | None = None
         self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def request_id(self) -> str:
+        """Id of the stream's request at the replica that has it, another one after each move.
+
+        A cancellation that arrives late ends nothing but what it was meant for.
+        """
+        name = self._request.request_id
+        return f"{name}+{self.moves}" if self.moves else name
+
+    @property
+    def left_s(self) -> float:
+        """Seconds of the request's time that are left."""
+        return self._deadline - time.monotonic()
+
+    def request(self, subscriber: str) -> GenerateRequest:
+        """Return what a replica is asked now: to go on behind the tokens that have arrived.
+
+        Args:
+            subscriber: who receives the frames.
+        """
+        request = replace(
+            self._request, request_id=self.request_id, subscriber=subscriber, stream=self.number
+        )
+        if not self.moves:
+            return request
+        timeout_s = None if request.timeout_s is None else max(self.left_s, 0.0)
+        return replace(request, output=tuple(self._tokens), timeout_s=timeout_s, moves=self.moves)
 
     @property
     def ended(self) -> bool:
@@ -66,8 +116,20 @@ class TokenStream:
         self._logprobs.append(logprobs)
         self._wake()
 
+    def begin(self, begun: Begun) -> None:
+        """Take note of what the replica that began the reply says of it."""
+        self._begun = begun
+
     def finish(self, finished: Finished) -> None:
-        """Mark the end; tokens pushed before are still handed out."""
+        """Mark the end; tokens pushed before are still handed out.
+
+        The account is that of the replica that began the reply: what a later one found in its cache,
+        or waited for, is not what the request cost.
+        """
+        if self.moves and self._begun is not None:
+            finished = replace(
+                finished, cached_tokens=self._begun.cached_tokens, queue_s=self._begun.queue_s
+            )
         self._finished = finished
         self._wake()
 
@@ -83,16 +145,17 @@ class TokenStream:
         Raises:
             ParleyError: why the stream broke, once the tokens before it have been handed out.
         """
-        while not self._tokens and not self.ended:
+        while len(self._tokens) == self._handed_out and not self.ended:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-        if self._error is not None and not self._tokens:
+        tokens = self._tokens[self._handed_out :]
+        if self._error is not None and not tokens:
             raise self._error
-        arrived = Arrived(self._tokens, self._logprobs, self._finished)
-        self._tokens, self._logprobs = [], []
+        arrived = Arrived(tokens, self._logprobs, self._finished)
+        self._handed_out, self._logprobs = len(self._tokens), []
         return arrived
 
     def _wake(self) -> None:

@@ -12,6 +12,7 @@ from enum import StrEnum
 
 __all__ = [
     "Admitted",
+    "Begun",
     "FinishReason",
     "Finished",
     "Frame",
@@ -22,13 +23,18 @@ __all__ = [
 
 
 class FinishReason(StrEnum):
-    """Why a stream ended."""
+    """Why a stream ended.
+
+    HANDED_BACK is the end of its time at one replica and not of the reply: that replica stops, and
+    whoever submitted the stream lets it go on elsewhere.
+    """
 
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"
     DEADLINE = "deadline"
     ERROR = "error"
+    HANDED_BACK = "handed_back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,9 @@ class GenerateRequest:
         priority: lower goes first; first come first served within one priority.
         timeout_s: seconds from submission after which the stream ends with DEADLINE; None for none.
         affinity: streams with equal keys (a session, a persona) like the same replica.
+        moves: how often the stream has gone from one replica to another. One that has moved is part of
+            a reply that somebody is reading: it goes before those that wait, and no full queue
+            refuses it.
     """
 
     request_id: str
@@ -95,6 +104,7 @@ class GenerateRequest:
     priority: int = 0
     timeout_s: float | None = None
     affinity: str | None = None
+    moves: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +118,21 @@ class TokenLogprobs:
 
     chosen: float
     top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A reply's first token has come: what is known from then on, should the replica be lost.
+
+    Attributes:
+        stream: the subscriber's number.
+        cached_tokens: prompt tokens that came from the prefix cache.
+        queue_s: seconds from submission to admission into a slot.
+    """
+
+    stream: int
+    cached_tokens: int
+    queue_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +173,14 @@ class Frame:
         tokens: token ids, aligned with `streams`.
         logprobs: aligned with `streams` where any stream asked for them, else None.
         finished: the streams that ended in this frame; their last tokens, if any, are in it.
+        begun: the streams whose reply's first token is in this frame; not those that go on here.
     """
 
     streams: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs | None, ...] | None = None
     finished: tuple[Finished, ...] = field(default=())
+    begun: tuple[Begun, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

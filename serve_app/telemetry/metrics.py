@@ -13,6 +13,8 @@ __all__ = [
     "E2E_SECONDS",
     "ERRORS",
     "INTER_TOKEN_SECONDS",
+    "MOVES",
+    "MOVE_SECONDS",
     "PROMPT_TOKENS",
     "QUEUE_SECONDS",
     "REQUESTS",
@@ -54,6 +56,16 @@ E2E_SECONDS = Histogram(
 )
 QUEUE_SECONDS = Histogram(
     "parley_request_queue_time_seconds", "From submission to a slot.", buckets=_LATENCY
+)
+MOVES = Counter(
+    "parley_stream_moves",
+    "Streams that went on with another generator, by what became of theirs.",
+    ["cause"],
+)
+MOVE_SECONDS = Histogram(
+    "parley_stream_move_seconds",
+    "From a generator's loss to another one's having taken the stream.",
+    buckets=_LATENCY,
 )
 PROMPT_TOKENS = Counter("parley_prompt_tokens", "Prompt tokens of finished replies.")
 CACHED_TOKENS = Counter("parley_prompt_tokens_cached", "Prompt tokens taken from a prefix cache.")

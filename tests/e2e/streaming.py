@@ -128,9 +128,9 @@ class Talk:
         models: dict[str, Any] = (await self.client.get("/v1/models")).json()
         return str(models["data"][0]["id"])
 
-    def chat(self, model: str, said: str, tokens: int) -> Stream:
+    def chat(self, model: str, said: str, tokens: int, **sampling: float) -> Stream:
         """Begin a chat completion of exactly so many tokens."""
-        body = {
+        body = sampling | {
             "model": model,
             "messages": [{"role": "user", "content": said}],
             "max_tokens": tokens,

@@ -35,7 +35,8 @@ class Victim:
 
 
 VICTIMS = {
-    "generator": Victim("ray::ServeReplica:parley:Generator", frozenset({"generator_lost"})),
+    # They go on with the one that takes its place.
+    "generator": Victim("ray::ServeReplica:parley:Generator", frozenset({DONE})),
     # Streams that run have these two behind them.
     "dialogue": Victim("ray::ServeReplica:parley:Dialogue", frozenset({DONE})),
     "tokenizer": Victim("ray::ServeReplica:parley:Tokenizer", frozenset({DONE})),

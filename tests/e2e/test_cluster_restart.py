@@ -8,7 +8,7 @@ from collections.abc import Callable
 import openai
 import pytest
 from cluster_home import ClusterHome, kill, wait_for
-from streaming import DONE, talking
+from streaming import DONE, Stream, Talk, talking
 
 from serve_app.cluster.processes import marked_processes
 
@@ -86,6 +86,32 @@ async def test_two_generators_share_the_load(home: ClusterHome) -> None:
     assert min(work) > sum(work) / 4
 
 
+async def test_replies_of_a_killed_generator_go_on_with_the_other_as_undisturbed(
+    home: ClusterHome,
+) -> None:
+    def ask(talk: Talk) -> list[Stream]:
+        return [
+            talk.chat(model, f"Tell me story {n}.", 120, temperature=1.0, top_p=0.95, seed=n)
+            for n in range(8)
+        ]
+
+    victim, other = home.processes(GENERATOR)
+    async with talking(home.url) as talk:
+        model = await talk.model()
+        undisturbed = ask(talk)
+        assert [await stream.ends(END_S) for stream in undisturbed] == [DONE] * 8
+        before = await moves(talk)
+        streams = ask(talk)
+        for stream in streams:
+            await stream.runs(pieces=10)
+        victim.kill()
+        assert [await stream.ends(END_S) for stream in streams] == [DONE] * 8
+        assert await moves(talk) > before
+    assert [stream.text for stream in streams] == [stream.text for stream in undisturbed]
+    assert other.is_running()
+    await asyncio.to_thread(wait_for, lambda: len(home.processes(GENERATOR)) == 2)
+
+
 def test_the_watcher_brings_back_a_redis_that_was_killed(home: ClusterHome) -> None:
     before = home.redis.pid
     with home.client() as client:
@@ -112,6 +138,13 @@ async def test_without_its_watcher_the_service_goes_on_and_down_ends_it(home: Cl
     down = await asyncio.to_thread(home.run, "down")
     assert down.returncode == 0, down.stderr
     home.assert_nothing_runs(run_id)
+
+
+async def moves(talk: Talk) -> float:
+    """Return how many streams have gone from one generator to another."""
+    lines = (await talk.client.get("/metrics")).text.splitlines()
+    counts = [line.split()[-1] for line in lines if line.startswith("parley_stream_moves_total")]
+    return sum(map(float, counts))
 
 
 def turn_usage(

@@ -91,6 +91,7 @@ def ray_cluster(new_home: Callable[[], ClusterHome]) -> Iterator[RayCluster]:
         "PARLEY_INGRESS_MAX_CONCURRENT": str(PLACES),
         "PARLEY_GENERATOR_SLOTS": str(SLOTS),
         "PARLEY_GENERATOR_MAX_QUEUED": str(QUEUED),
+        "PARLEY_GENERATOR_DRAIN_TIMEOUT_S": "1",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(home.folder.token_file),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -177,7 +178,7 @@ async def test_without_redis_only_what_needs_it_is_refused(ray_cluster: RayClust
         await until(lambda: home.ready().get("status") == "ready")
 
 
-async def test_running_replies_end_when_a_changed_file_is_deployed(
+async def test_running_replies_go_on_when_a_changed_file_is_deployed(
     ray_cluster: RayCluster,
 ) -> None:
     async with talking(ray_cluster.home.url) as talk:
@@ -187,6 +188,9 @@ async def test_running_replies_end_when_a_changed_file_is_deployed(
             await stream.runs()
         await asyncio.to_thread(ray_cluster.deploy, sampling={"temperature": 0.75})
         assert [await stream.ends(END_S) for stream in streams] == [DONE] * SLOTS
+        # The old generator has no time to end them and hands them to the new one.
+        figures = (await talk.client.get("/metrics")).text
+        assert 'parley_stream_moves_total{cause="handed_back"}' in figures
     await until(lambda: temperature(ray_cluster.home, model) == 0.75)
 
 

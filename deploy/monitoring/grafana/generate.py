@@ -228,6 +228,19 @@ ENGINE: dict[str, tuple[Panel, ...]] = {
             ),
             "Should be nothing.",
         ),
+        Panel(
+            "Replies that moved",
+            "reqps",
+            (rate("parley_stream_moves_total", "{{cause}}", "cause"),),
+            "They went on with another generator: lost, theirs died; handed_back, it was stopped.",
+            stacked=True,
+        ),
+        Panel(
+            "Time to move",
+            "s",
+            quantiles("parley_stream_move_seconds"),
+            "Until another generator has taken the reply. Readers wait for its prompt besides.",
+        ),
     ),
 }
 

@@ -16,6 +16,11 @@ from serve_app.telemetry.process_metrics import exposition
 __all__ = ["service_routes"]
 
 
+# Requests wait longer than this for a part that is restarting; who asks whether they would have to
+# wants an answer.
+_READY_S = 15.0
+
+
 def service_routes(services: Services) -> APIRouter:
     """Return health, readiness, version, metrics and models."""
     router = APIRouter()
@@ -27,13 +32,18 @@ def service_routes(services: Services) -> APIRouter:
     @router.get("/ready")
     async def ready() -> Response:
         """Say whether a stateless request can be served; what needs Redis may be degraded."""
+        reason = "A part does not answer; it may be restarting."
         try:
-            generator = await services.generator_stats.stats()
-            redis = await services.dialogue.state_reachable()
-            await services.tokenizer.encode("ready")
-        except ParleyError as error:
+            async with asyncio.timeout(_READY_S):
+                generator = await services.generator_stats.stats()
+                redis = await services.dialogue.state_reachable()
+                await services.tokenizer.encode("ready")
+        except (ParleyError, TimeoutError) as error:
             return JsonResponse(
-                {"status": "not ready", "reason": error.message},
+                {
+                    "status": "not ready",
+                    "reason": error.message if isinstance(error, ParleyError) else reason,
+                },
                 status_code=503,
                 headers={"retry-after": "1"},
             )

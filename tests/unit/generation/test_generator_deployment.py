@@ -1,10 +1,10 @@
-"""The Generator's health check is the engine's: a step that hangs makes the replica unhealthy."""
+"""The Generator as Serve sees it: its health check is the engine's, and it hands back what it can't end."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,7 @@ from ray.serve._private.constants import HEALTH_CHECK_METHOD
 
 from serve_app.errors import GeneratorLost
 from serve_app.generation import deployment
+from serve_app.messages.generation import FinishReason
 from serve_app.models.store import PreparedModel
 from serve_app.settings import Settings
 
@@ -34,16 +35,27 @@ def backend() -> GatedBackend:
 
 
 @pytest.fixture
+def draining() -> list[Callable[[], None]]:
+    """What is to be called when Serve begins to stop the replica."""
+    return []
+
+
+@pytest.fixture
 async def replica(
-    monkeypatch: pytest.MonkeyPatch, bundled_int8: PreparedModel, backend: GatedBackend
+    monkeypatch: pytest.MonkeyPatch,
+    bundled_int8: PreparedModel,
+    backend: GatedBackend,
+    draining: list[Callable[[], None]],
 ) -> AsyncIterator[Any]:
     """The deployment as Serve constructs it, without Ray."""
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r"))
     monkeypatch.setattr(deployment, "listen_on_node_address", lambda: None)
+    monkeypatch.setattr(deployment, "when_draining", draining.append)
     monkeypatch.setattr(deployment.serve, "get_replica_context", lambda: context)
     monkeypatch.setattr(deployment, "served_model", lambda _: bundled_int8)
     monkeypatch.setattr(deployment, "_backend", lambda *_: backend)
     settings = {"max_len": 64, "slots": 4, "max_cached_tokens": 256, "stall_timeout_s": 0.05}
+    settings["drain_timeout_s"] = 0.05
     made = object.__new__(Replica)
     await made.__init__(Settings.load({"generator": settings}))
     yield made
@@ -63,3 +75,21 @@ async def test_a_generator_whose_step_hangs_is_unhealthy(
         with pytest.raises(GeneratorLost, match="in one step"):  # noqa: PT012
             while time.monotonic() < deadline:
                 check()
+
+
+async def test_a_generator_that_is_stopped_hands_its_streams_back_over_the_open_call(
+    replica: Any, backend: GatedBackend, draining: list[Callable[[], None]]
+) -> None:
+    async with aclosing(replica.submit(request(max_tokens=50), load={}, affinity=None)) as call:
+        await anext(call)
+        (drain,) = draining
+        drain()
+        backend.permits.release(3)
+        ends: list[FinishReason] = []
+        async with asyncio.timeout(10):
+            while not ends:
+                ends += [finished.reason for finished in (await anext(call)).finished]
+                backend.permits.release()
+        assert ends == [FinishReason.HANDED_BACK]
+        with pytest.raises(GeneratorLost, match="stopping"):
+            await anext(replica.submit(request(), load={}, affinity=None))

@@ -4,95 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from played_generators import Ingress, end, frame, lost, soon
 from ray.exceptions import RayActorError
 
-from serve_app.errors import GeneratorLost, InvalidRequest, Overloaded, ParleyError
+from serve_app.errors import InvalidRequest, Overloaded, ParleyError
 from serve_app.ingress import generator_client
-from serve_app.ingress.generator_client import ADMISSION_TRIES, GeneratorClient
-from serve_app.messages.generation import (
-    Admitted,
-    Finished,
-    FinishReason,
-    Frame,
-    GenerateRequest,
-    SamplingParams,
-)
-
-
-class Call:
-    """One call to a generator: what the test puts here arrives at the client."""
-
-    def __init__(self, request: GenerateRequest, load: Mapping[str, int]) -> None:
-        self.stream = request.stream
-        self.load = dict(load)
-        self.items: asyncio.Queue[Admitted | Frame | Exception | None] = asyncio.Queue()
-        self.over = asyncio.Event()
-        self.read_to_its_end = False
-
-    def send(self, *items: Admitted | Frame | Exception | None) -> None:
-        for item in items:
-            self.items.put_nowait(item)
-
-    async def read(self) -> AsyncIterator[Admitted | Frame]:
-        try:
-            while (item := await self.items.get()) is not None:
-                if isinstance(item, Exception):
-                    raise item
-                yield item
-            self.read_to_its_end = True
-        finally:
-            self.over.set()
-
-
-class Port:
-    def __init__(self) -> None:
-        self.calls: list[Call] = []
-        self.called = asyncio.Event()
-        self.cancelled: list[tuple[str, str]] = []
-
-    def submit(
-        self, request: GenerateRequest, load: Mapping[str, int]
-    ) -> AsyncIterator[Admitted | Frame]:
-        call = Call(request, load)
-        self.calls.append(call)
-        self.called.set()
-        return call.read()
-
-    async def cancel(self, request_id: str, replica: str) -> None:
-        self.cancelled.append((request_id, replica))
-
-    async def next_call(self, number: int) -> Call:
-        async with asyncio.timeout(5):
-            while len(self.calls) <= number:
-                self.called.clear()
-                await self.called.wait()
-        return self.calls[number]
-
-
-class Ingress:
-    """A client, its port, and requests that are opened in the background."""
-
-    def __init__(self, **given: float) -> None:
-        self.port = Port()
-        self.client = GeneratorClient(self.port, **({"silence_s": 30.0} | given))
-        self._names = 0
-
-    async def open(self) -> tuple[Call, asyncio.Task[Any]]:
-        self._names += 1
-        request = GenerateRequest(
-            f"request-{self._names}", "", 0, (1, 2), SamplingParams(max_tokens=9, seed=1)
-        )
-        opening = asyncio.create_task(self.client.open(request))
-        return await self.port.next_call(len(self.port.calls)), opening
-
-    async def open_carrying(self, replica: str = "a") -> tuple[Call, Any]:
-        call, opening = await self.open()
-        call.send(Admitted(replica, carries_frames=True))
-        return call, await opening
+from serve_app.ingress.generator_client import ADMISSION_TRIES
+from serve_app.messages.generation import Admitted, FinishReason, Frame
 
 
 @pytest.fixture
@@ -100,31 +22,6 @@ async def ingress() -> AsyncIterator[Ingress]:
     made = Ingress()
     yield made
     await end(made)
-
-
-async def end(ingress: Ingress) -> None:
-    tasks = list(ingress.client._tasks)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def frame(*tokens: tuple[int, int], finished: tuple[int, ...] = ()) -> Frame:
-    ends = tuple(Finished(it, FinishReason.STOP, 2, 0, 1, 0.0, 0.0, 0.0) for it in finished)
-    return Frame(
-        tuple(stream for stream, _ in tokens), tuple(token for _, token in tokens), None, ends
-    )
-
-
-async def soon(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  (nothing tells of it)
-            await asyncio.sleep(0)
-
-
-async def lost(receiving: Awaitable[Any]) -> None:
-    with pytest.raises(GeneratorLost):
-        await asyncio.wait_for(receiving, 5)
 
 
 async def test_one_calls_frames_serve_all_streams_of_the_replica(ingress: Ingress) -> None:
@@ -183,13 +80,23 @@ async def test_a_channel_that_breaks_fails_every_stream_of_its_replica(
     assert (await third.receive()).tokens == [9]
 
 
-async def test_a_lost_stream_is_cancelled_should_its_generator_be_alive(ingress: Ingress) -> None:
+async def test_a_lost_stream_is_cancelled_should_its_generator_be_alive() -> None:
+    ingress = Ingress(silence_s=0.1)
+    _, stream = await ingress.open_carrying()
+    await lost(stream.receive())
+    await soon(lambda: ingress.port.cancelled == [("request-1", "a")])
+    ingress.client.close(stream)
+    assert ingress.client.open_streams == 0
+    await end(ingress)
+
+
+async def test_a_generator_whose_call_broke_is_not_asked_to_cancel(ingress: Ingress) -> None:
     carrier, stream = await ingress.open_carrying()
     carrier.send(RayActorError())
     await lost(stream.receive())
     ingress.client.close(stream)
-    await soon(lambda: ingress.port.cancelled == [("request-1", "a")])
-    assert ingress.client.open_streams == 0
+    await soon(lambda: len(ingress.client._tasks) == 1)  # the watchdog
+    assert ingress.port.cancelled == []
 
 
 async def test_a_finished_stream_is_not_cancelled(ingress: Ingress) -> None:

@@ -38,6 +38,9 @@ SHORT_STEP_S = 0.01
 # What a client does that doesn't wait for its reply.
 IMPATIENT = httpx.Timeout(PATIENCE_S, read=0.5)
 
+# Streams end with their generator.
+NO_MOVES = {"max_moves": 0}
+
 Serve = Callable[..., Service]
 
 
@@ -175,7 +178,7 @@ def test_a_reply_that_was_read_to_its_end_is_not_cancelled(serve: Serve) -> None
 
 
 def test_a_dead_generator_ends_its_streams_with_an_error_event(serve: Serve) -> None:
-    running = serve(replicas=2, step_s=SHORT_STEP_S)
+    running = serve(replicas=2, step_s=SHORT_STEP_S, settings=settings_with(ingress=NO_MOVES))
     with running.http() as http:
         streams = [start_streaming(http, text=f"Topic {number}") for number in range(6)]
         placed = running.generators.placed
@@ -195,7 +198,7 @@ def test_a_dead_generator_ends_its_streams_with_an_error_event(serve: Serve) -> 
 
 
 def test_the_official_client_sees_a_lost_generator_as_an_error(serve: Serve) -> None:
-    running = serve()
+    running = serve(settings=settings_with(ingress=NO_MOVES))
     with running.openai() as client:
         chunks = client.chat.completions.create(**body(stream=True))
         next(chunks)
@@ -209,7 +212,7 @@ def test_the_official_client_sees_a_lost_generator_as_an_error(serve: Serve) -> 
 
 
 def test_a_lost_generator_fails_a_response_by_its_last_event(serve: Serve) -> None:
-    running = serve()
+    running = serve(settings=settings_with(ingress=NO_MOVES))
     with running.openai() as client:
         events = []
         stream = client.responses.create(
@@ -227,7 +230,7 @@ def test_a_lost_generator_fails_a_response_by_its_last_event(serve: Serve) -> No
 
 
 def test_a_silent_generator_is_given_up(serve: Serve) -> None:
-    running = serve(settings=settings_with(ingress={"generator_silence_s": 1.5}))
+    running = serve(settings=settings_with(ingress=NO_MOVES | {"generator_silence_s": 1.5}))
     with running.http() as http:
         answer, lines = start_streaming(http)
         running.replicas[0].silent = True

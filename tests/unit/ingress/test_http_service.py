@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serve_app import __version__
 from serve_app.errors import Overloaded
+from serve_app.ingress.routes import service as service_route
 
 CHAT = "/v1/chat/completions"
 
@@ -83,6 +85,20 @@ def test_not_ready_without_a_generator(
     assert (answer.status_code, answer.json()["status"]) == (503, "not ready")
     assert answer.headers["retry-after"] == "1"
     assert http.get("/health").status_code == 200
+
+
+def test_readiness_is_told_before_a_part_has_been_waited_for(
+    http: httpx.Client, running: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stats() -> dict[str, float]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(running.generators, "stats", stats)
+    monkeypatch.setattr(service_route, "_READY_S", 0.1)
+    answer = http.get("/ready")
+    assert (answer.status_code, answer.json()["status"]) == (503, "not ready")
+    assert "restarting" in answer.json()["reason"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -22,6 +22,7 @@ from serve_app.messages.dialogue import (
 )
 from serve_app.messages.generation import (
     Admitted,
+    Begun,
     Finished,
     FinishReason,
     Frame,
@@ -48,6 +49,7 @@ MESSAGES = [
     TokenLogprobs(-0.5, ((1, -0.5), (2, -1.0))),
     FINISHED,
     Frame((3, 3), (7, 8), (TokenLogprobs(-0.5), None), (FINISHED,)),
+    Begun(3, 16, 0.25),
     Admitted("replica-1", carries_frames=True),
     Message("user", "Hi."),
     ChatEncoding((1, 2, 3), (2,), 1),
