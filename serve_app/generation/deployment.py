@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 
 import ray
 from ray import serve
@@ -15,7 +16,8 @@ from serve_app.generation.backends.opening import open_backend
 from serve_app.generation.backends.simulated import SimulatedBackend
 from serve_app.generation.channels import FrameChannels
 from serve_app.generation.engine import Engine, EngineConfig
-from serve_app.messages.generation import Admitted, Frame, GenerateRequest
+from serve_app.generation.forecast import predicted_ttft_s
+from serve_app.messages.generation import Admitted, Frame, GenerateRequest, SamplingParams
 from serve_app.models.store import PreparedModel
 from serve_app.models.tokenizer_files import TOKENIZER_FILE
 from serve_app.routing.listening import listen_on_node_address
@@ -26,6 +28,8 @@ from serve_app.telemetry import metrics
 __all__ = ["Generator"]
 
 GAUGES_EVERY_S = 1.0
+_WARM_UP = "warm-up"
+_WARM_UP_REPLY = 4
 
 
 @serve.deployment(
@@ -45,6 +49,7 @@ class Generator:
         self._engine = await asyncio.to_thread(self._load, settings)
         self._channels = FrameChannels(asyncio.get_running_loop(), self._engine.cancel_subscriber)
         self._engine.start()
+        await self._warm_up()
         self._gauges = asyncio.create_task(self._keep_gauges())
 
     async def submit(
@@ -96,8 +101,14 @@ class Generator:
         return {"streams": float(stats.running + stats.waiting)}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Tell the autoscaler the same."""
-        return self.record_routing_stats()
+        """Tell the autoscaler what `ScaleByWork` decides by."""
+        stats = self._engine.stats()
+        return {
+            "streams": float(stats.running + stats.waiting),
+            "slots": float(stats.slots),
+            "queued_tokens": float(stats.queued_prompt_tokens),
+            "predicted_ttft_s": predicted_ttft_s(stats),
+        }
 
     def check_health(self) -> None:
         """Raise when the step loop is dead or stuck."""
@@ -119,6 +130,29 @@ class Generator:
             eos_token_ids=info.eos_token_ids,
             deliver=lambda frames: self._channels.deliver(frames),
         )
+
+    async def _warm_up(self) -> None:
+        """Compute one short reply, since Serve sends requests as soon as the constructor returns.
+
+        The first step of a process maps the weights' pages, starts threads and fills the runtime's
+        caches; whoever came first would wait for all of that.
+        """
+        tokens = min(self._settings.warm_up_tokens, self._engine.config.max_len - _WARM_UP_REPLY)
+        if tokens < 1:
+            return
+        request = GenerateRequest(
+            request_id=_WARM_UP,
+            subscriber=_WARM_UP,
+            stream=0,
+            prompt=tuple(range(tokens)),
+            sampling=SamplingParams(max_tokens=_WARM_UP_REPLY, seed=0, ignore_eos=True),
+        )
+        self._engine.submit(request)
+        self._channels.open_stream(_WARM_UP, request.stream)
+        async with aclosing(self._channels.frames(_WARM_UP)) as frames:
+            async for frame in frames:
+                if frame.finished:
+                    return
 
     async def _keep_gauges(self) -> None:
         while True:

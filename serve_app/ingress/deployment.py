@@ -68,7 +68,11 @@ class Ingress:
             settings=settings,
             model=tokenizer_info(model, settings),
             table=TokenTable(TokenizerFile.from_file(str(model.path / "tokenizer.json"))),
-            generators=GeneratorClient(generators, silence_s=settings.ingress.generator_silence_s),
+            generators=GeneratorClient(
+                generators,
+                silence_s=settings.ingress.generator_silence_s,
+                admission_s=settings.ingress.admission_timeout_s,
+            ),
             generator_stats=generators,
             dialogue=RemoteDialogue(dialogue, timeout_s=UNARY_TIMEOUT_S),
             tokenizer=RemoteTokenizer(tokenizer, timeout_s=UNARY_TIMEOUT_S),

@@ -15,6 +15,7 @@ from ray.serve._private.constants import HEALTH_CHECK_METHOD
 
 from serve_app.errors import GeneratorLost
 from serve_app.generation import deployment
+from serve_app.generation.backends.simulated import SimulatedBackend
 from serve_app.models.store import PreparedModel
 from serve_app.settings import Settings
 
@@ -35,7 +36,7 @@ def backend() -> GatedBackend:
 
 @pytest.fixture
 async def replica(
-    monkeypatch: pytest.MonkeyPatch, bundled_int8: PreparedModel, backend: GatedBackend
+    monkeypatch: pytest.MonkeyPatch, bundled_int8: PreparedModel, backend: SimulatedBackend
 ) -> AsyncIterator[Any]:
     """The deployment as Serve constructs it, without Ray."""
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r"))
@@ -43,11 +44,14 @@ async def replica(
     monkeypatch.setattr(deployment.serve, "get_replica_context", lambda: context)
     monkeypatch.setattr(deployment, "served_model", lambda _: bundled_int8)
     monkeypatch.setattr(deployment, "_backend", lambda *_: backend)
-    settings = {"max_len": 64, "slots": 4, "max_cached_tokens": 256, "stall_timeout_s": 0.05}
+    limits = {"max_len": 64, "slots": 4, "max_cached_tokens": 256, "stall_timeout_s": 0.05}
+    # A step that waits to be let through would keep the constructor waiting.
+    settings = limits | ({"warm_up_tokens": 0} if isinstance(backend, GatedBackend) else {})
     made = object.__new__(Replica)
     await made.__init__(Settings.load({"generator": settings}))
     yield made
-    backend.let_go()
+    if isinstance(backend, GatedBackend):
+        backend.let_go()
     await _Generator.__del__(made)
 
 
@@ -63,3 +67,12 @@ async def test_a_generator_whose_step_hangs_is_unhealthy(
         with pytest.raises(GeneratorLost, match="in one step"):  # noqa: PT012
             while time.monotonic() < deadline:
                 check()
+
+
+@pytest.mark.parametrize("backend", [SimulatedBackend()])
+async def test_a_generator_has_computed_a_reply_before_it_takes_requests(replica: Any) -> None:
+    stats = await replica.stats()
+    assert stats["generated_total"] > 0
+    assert stats["prefilled_total"] > 0
+    assert stats["running"] == stats["waiting"] == 0
+    assert replica._channels.subscribers == 0
