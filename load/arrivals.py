@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import orjson
 
 from load.chats import Target
-from load.dialects import MODES, error_kind
+from load.command_line import bearer
+from load.dialects import MODES, refusal_kind
 from load.http_client import HttpClient, RequestFailed
 from load.measurements import Percentiles, Reply
 from load.workload import Workload
@@ -184,7 +185,7 @@ async def send_all(
     """
     idle: list[HttpClient] = []
     workload = Workload(output_tokens=output_tokens)
-    headers = {} if target.api_key is None else {"authorization": f"Bearer {target.api_key}"}
+    headers = bearer(target.api_key)
 
     async def send(prompt: Prompt, due_at: float) -> Arrival:
         client = idle.pop() if idle else HttpClient(target.address, headers)
@@ -222,7 +223,7 @@ async def _ask(
     else:
         arrival.status = response.status
         if response.status != 200:
-            stream.failed(_code(response.body, response.status))
+            stream.failed(refusal_kind(response.status, response.body))
             arrival.retry_after_s = _seconds(response.headers.get("retry-after"))
         elif not stream.complete:
             stream.failed("cut")
@@ -232,13 +233,6 @@ async def _ask(
 
 def _tokens(reply: Reply) -> int:
     return reply.arrivals if reply.tokens is None else reply.tokens.completion
-
-
-def _code(body: bytes | bytearray, status: int) -> str:
-    try:
-        return f"{status} {error_kind(orjson.loads(body)['error'])}"
-    except (ValueError, KeyError, TypeError):
-        return str(status)
 
 
 def _seconds(header: str | None) -> float | None:

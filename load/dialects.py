@@ -21,6 +21,7 @@ __all__ = [
     "ReplyStream",
     "ResponseStream",
     "error_kind",
+    "refusal_kind",
 ]
 
 Mode = Literal["chat", "completions", "responses"]
@@ -205,6 +206,14 @@ def error_kind(error: object) -> str:
     if isinstance(error, dict):
         return str(error.get("code") or error.get("type") or "error event")
     return "error event"
+
+
+def refusal_kind(status: int, body: bytes | bytearray) -> str:
+    """Return what to count a refusal by: its status, and its code if it has one."""
+    try:
+        return f"{status} {error_kind(orjson.loads(body)['error'])}"
+    except (ValueError, KeyError, TypeError):
+        return str(status)
 
 
 def _as_json(messages: Sequence[Message]) -> list[dict[str, str]]:

@@ -38,11 +38,13 @@ class OwnCluster:
         url: of its API, with the version.
         run_id: mark of the processes that Ray has.
         pid: process id of `parley up`.
+        home: its PARLEY_HOME.
     """
 
     url: str
     run_id: str
     pid: int
+    home: Path
 
     def processes(self) -> list[psutil.Process]:
         """Return all that run: Ray's, `parley up` itself and what it has started, Redis too."""
@@ -91,7 +93,7 @@ def own_cluster(settings: Mapping[str, str], *, autoscaled: bool = False) -> Ite
             )
         try:
             run_id = _await_start(up, run, log)
-            yield OwnCluster(f"http://127.0.0.1:{port}/v1", run_id, up.pid)
+            yield OwnCluster(f"http://127.0.0.1:{port}/v1", run_id, up.pid, home)
         finally:
             up.send_signal(signal.SIGINT)
             up.wait()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from load.dialects import error_kind
+from load.dialects import refusal_kind
 from load.http_client import Address, RequestFailed
 
 __all__ = ["Answer", "Connection"]
@@ -39,11 +39,7 @@ class Answer:
     @property
     def refusal(self) -> str:
         """What to count a refusal by: its status, and its code if it has one."""
-        try:
-            error = orjson.loads(self.body)["error"]
-        except (ValueError, KeyError, TypeError):
-            return str(self.status)
-        return f"{self.status} {error_kind(error)}"
+        return refusal_kind(self.status, self.body)
 
     @property
     def retry_after_s(self) -> float:

@@ -79,12 +79,18 @@ def _tokens_per_s(stats: RequestStats) -> float | None:
 
 
 LIMITS = {
-    "max-ttft-p95-ms": Limit("Most milliseconds to a first token, p95.", True, _percentile(TTFT, 0.95)),
-    "max-inter-token-p99-ms": Limit(
-        "Most milliseconds between tokens, p99.", True, _percentile(INTER_TOKEN, 0.99)
+    "max-ttft-p95-ms": Limit(
+        "Most milliseconds to a first token, p95.", most=True, measure=_percentile(TTFT, 0.95)
     ),
-    "max-error-percent": Limit("Most replies that fail, in percent.", True, _error_percent),
-    "min-tokens-per-s": Limit("Fewest tokens per second, all users'.", False, _tokens_per_s),
+    "max-inter-token-p99-ms": Limit(
+        "Most milliseconds between tokens, p99.", most=True, measure=_percentile(INTER_TOKEN, 0.99)
+    ),
+    "max-error-percent": Limit(
+        "Most replies that fail, in percent.", most=True, measure=_error_percent
+    ),
+    "min-tokens-per-s": Limit(
+        "Fewest tokens per second, all users'.", most=False, measure=_tokens_per_s
+    ),
 }
 """By the option that asks for it."""
 
@@ -102,9 +108,7 @@ def judge(stats: RequestStats, bounds: dict[str, float | None]) -> list[Verdict]
         if bound is None:
             continue
         measured = limit.measure(stats)
-        passed = measured is not None and (
-            measured <= bound if limit.most else measured >= bound
-        )
+        passed = measured is not None and (measured <= bound if limit.most else measured >= bound)
         verdicts.append(Verdict(name, bound, measured, passed))
     return verdicts
 

@@ -40,7 +40,9 @@ PERSONAS = {
         # Brings a page of text and asks about it.
         Persona("reader", turns=2, think_s=15.0, prompt_tokens=400, output_tokens=96),
         # Hangs up on every other reply and asks anew.
-        Persona("impatient", turns=3, think_s=1.0, prompt_tokens=30, output_tokens=128, cancels=0.5),
+        Persona(
+            "impatient", turns=3, think_s=1.0, prompt_tokens=30, output_tokens=128, cancels=0.5
+        ),
         # Loses the connection between turns, as on a train.
         Persona(
             "commuter", turns=4, think_s=4.0, prompt_tokens=40, output_tokens=64, reconnects=1.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
 import time
 from typing import Any, ClassVar
@@ -12,6 +11,7 @@ import gevent
 import orjson
 from locust import User, task
 
+from load.command_line import api_key, bearer
 from load.dialects import ChatStream, CompletionStream, ReplyStream, ResponseStream
 from load.http_client import Address, RequestFailed
 from load.swarm.connection import Answer, Connection
@@ -57,7 +57,7 @@ class _Talker(User):
         )
         self._conversations = itertools.count()
         self.connection = Connection(
-            _address(self.host or ""), _authorization(options.api_key_env), timeout_s=_SILENCE_S
+            _address(self.host or ""), bearer(api_key(options.api_key_env)), timeout_s=_SILENCE_S
         )
         self.model = options.model or self._first_model()
 
@@ -195,12 +195,3 @@ def _address(host: str) -> Address:
     """Return where the API is; `--host` may leave its version out."""
     address = Address.of(host)
     return address if address.path else Address.of(f"{host.rstrip('/')}/v1")
-
-
-def _authorization(variable: str | None) -> dict[str, str]:
-    if variable is None:
-        return {}
-    if not (key := os.environ.get(variable)):
-        msg = f"The environment has no {variable}, which --api-key-env names."
-        raise ConfigError(msg)
-    return {"authorization": f"Bearer {key}"}

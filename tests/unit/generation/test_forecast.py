@@ -42,9 +42,7 @@ def test_prompts_that_are_to_be_computed_come_first() -> None:
 
 def test_whoever_finds_no_slot_waits_for_replies_to_end() -> None:
     # Four replies with 100 tokens to come each; two of them have to end.
-    full = replace(
-        IDLE, running=4, free_slots=0, waiting=2, reserved_tokens=600, cached_tokens=200
-    )
+    full = replace(IDLE, running=4, free_slots=0, waiting=2, reserved_tokens=600, cached_tokens=200)
     assert predicted_ttft_s(full) == pytest.approx(2.0)
     assert predicted_ttft_s(replace(full, running=3, free_slots=1, waiting=1)) == 0.0
 

@@ -56,7 +56,14 @@ async def test_every_api_and_persona_has_its_rows_and_limits_that_hold_pass(
         answer,
         tmp_path,
         *("-u", "12", "-r", "12", "-t", "2s", "--max-ttft-p95-ms", "5000"),
-        *("--max-inter-token-p99-ms", "5000", "--max-error-percent", "0", "--min-tokens-per-s", "1"),
+        *(
+            "--max-inter-token-p99-ms",
+            "5000",
+            "--max-error-percent",
+            "0",
+            "--min-tokens-per-s",
+            "1",
+        ),
     )
     assert run.code == 0, run.said
     assert run.said.count("held") == 4
@@ -70,7 +77,9 @@ async def test_every_api_and_persona_has_its_rows_and_limits_that_hold_pass(
         if kind == "tokens":
             assert float(row["Average Response Time"]) == len(WORDS)
     # A reply is one request, whatever else is said of it.
-    replies = sum(int(row["Request Count"]) for (kind, _), row in run.rows.items() if kind == "reply")
+    replies = sum(
+        int(row["Request Count"]) for (kind, _), row in run.rows.items() if kind == "reply"
+    )
     assert int(run.rows["", "Aggregated"]["Request Count"]) == replies > 0
     assert "TTFT" in run.report
     # Stored conversations are sent nothing but what is new, and are taken away again.

@@ -107,7 +107,12 @@ def test_an_idle_model_scales_to_zero_and_a_waiting_request_brings_it_back() -> 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("slot_utilisation", 0), ("slot_utilisation", 1.5), ("target_ttft_s", 0), ("queued_tokens", -1)],
+    [
+        ("slot_utilisation", 0),
+        ("slot_utilisation", 1.5),
+        ("target_ttft_s", 0),
+        ("queued_tokens", -1),
+    ],
 )
 def test_a_target_that_makes_no_sense_is_named(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"policy_kwargs.{name}"):
