@@ -32,7 +32,8 @@ _FACTORS = (0.5, 1.0, 2.0, 3.0)
 _GOODPUT_SHARE = 0.9
 _REFUSAL_MS = 100.0
 _MEMORY_SHARE, _MEMORY_LEAST = 0.05, 32 << 20
-_LOOK_S = 2.0
+# A look takes a good part of a second of a processor, which the service would miss.
+_LOOK_S = 10.0
 
 
 @app.command()

@@ -191,7 +191,7 @@ async def _hold(
         body = ResponseStream.body(target.model, conversation.ask()[-1:], workload)
         body |= {"conversation": created["id"], "store": True}
         stream = ResponseStream()
-        leaves = number % _LEAVES_EVERY == 0 and conversation.over
+        leaves = number % _LEAVES_EVERY == 0 and conversation.asked == len(conversation.questions)
         limit = _LEAVES_AFTER_S if leaves else target.timeout_s
         try:
             async with asyncio.timeout(limit):

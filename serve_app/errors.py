@@ -20,6 +20,7 @@ __all__ = [
     "Overloaded",
     "ParleyError",
     "PersonaNotFound",
+    "QueueFull",
     "RequestTimeout",
     "StateUnavailable",
     "Unauthorized",
@@ -154,6 +155,10 @@ class Overloaded(ParleyError):
     status = 503
     code = "overloaded"
     kind = "overloaded_error"
+
+
+class QueueFull(Overloaded):
+    """A generator has as many waiting as it may; unlike one that stops, it will be asked again."""
 
 
 class StateUnavailable(ParleyError):

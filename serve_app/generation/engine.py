@@ -15,6 +15,7 @@ from serve_app.errors import (
     GeneratorLost,
     InvalidRequest,
     Overloaded,
+    QueueFull,
 )
 from serve_app.generation.backends.base import Backend
 from serve_app.generation.config import EngineConfig, EngineStats
@@ -103,7 +104,8 @@ class Engine:
         Raises:
             InvalidRequest: the request can't be meant: no prompt, an unknown token, an id in use.
             ContextLengthExceeded: the prompt leaves no room for a reply.
-            Overloaded: the queue is full, or the engine is stopping.
+            QueueFull: as many wait as may.
+            Overloaded: the engine is stopping.
         """
         self._check_request(request)
         with self._changed:
@@ -254,7 +256,7 @@ class Engine:
                 f"The queue of this generator is full ({self.config.max_queued} waiting); "
                 f"try again in {retry_after:.0f} s."
             )
-            raise Overloaded(msg, retry_after=retry_after)
+            raise QueueFull(msg, retry_after=retry_after)
         if request.request_id in self._streams:
             msg = f"A request called {request.request_id} is in progress; choose another id."
             raise InvalidRequest(msg)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from serve_app.errors import GeneratorLost, Overloaded, ParleyError
+from serve_app.errors import GeneratorLost, Overloaded, ParleyError, QueueFull
 from serve_app.ingress.streams import TokenStream
 from serve_app.messages.generation import Admitted, Frame, GenerateRequest
 
@@ -23,6 +23,11 @@ logger = logging.getLogger("ray.serve")
 
 ADMISSION_TRIES = 3
 """A replica that dies before it has taken a stream costs one try; the next goes elsewhere."""
+
+FULL_FOR_S = 0.25
+"""So long after a full queue nobody else is sent there: a refusal by the generator costs what an
+admission does, and under overload these would take the time of those who are answered. A full queue
+holds more than a generator answers meanwhile."""
 
 
 class GeneratorPort(Protocol):
@@ -71,6 +76,17 @@ class GeneratorClient:
         self._load: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watchdog: asyncio.Task[Any] | None = None
+        self._refusal: QueueFull | None = None
+        self._full_until = 0.0
+
+    def check_room(self) -> None:
+        """Refuse early what would be refused anyway, before anything is done for it.
+
+        Raises:
+            QueueFull: a generator's queue was full a moment ago.
+        """
+        if self._refusal is not None and time.monotonic() < self._full_until:
+            raise QueueFull(self._refusal.message, retry_after=self._refusal.retry_after)
 
     async def open(self, request: GenerateRequest) -> TokenStream:
         """Submit a request; its `subscriber` and `stream` are filled in here.
@@ -122,6 +138,9 @@ class GeneratorClient:
             try:
                 async with asyncio.timeout(self._admission_s):
                     admitted = await anext(calls)
+            except QueueFull as refusal:
+                self._refusal, self._full_until = refusal, time.monotonic() + FULL_FOR_S
+                raise
             except ParleyError:
                 raise
             except TimeoutError:
