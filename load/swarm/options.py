@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from typing import Any
 
 from load.swarm.limits import LIMITS
-from load.swarm.personas import PERSONAS
+from load.swarm.personas import PERSONAS, chosen_personas
 from load.swarm.shapes import SHAPES
+from serve_app.errors import ConfigError
 
 __all__ = ["add_options"]
 
@@ -17,6 +18,7 @@ def add_options(parser: ArgumentParser, **_: Any) -> None:
     group = parser.add_argument_group("Parley's load")
     group.add_argument(
         "--personas",
+        type=_personas,
         default=",".join(PERSONAS),
         help=f"Who talks, with commas: {', '.join(PERSONAS)}; name one twice for twice as many.",
     )
@@ -40,3 +42,12 @@ def add_options(parser: ArgumentParser, **_: Any) -> None:
     )
     for name, limit in LIMITS.items():
         group.add_argument(f"--{name}", type=float, default=None, help=limit.help)
+
+
+def _personas(names: str) -> str:
+    """Refuse unknown names before anybody talks; what is passed on stays text, as workers get it."""
+    try:
+        chosen_personas(names)
+    except ConfigError as error:
+        raise ArgumentTypeError(error.message) from error
+    return names

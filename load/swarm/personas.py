@@ -59,8 +59,9 @@ def chosen_personas(names: str) -> list[Persona]:
     """
     chosen = []
     for name in names.split(","):
-        if name.strip() not in PERSONAS:
-            msg = f"--personas has {name.strip()!r}; choose among {', '.join(PERSONAS)}."
+        persona = PERSONAS.get(name.strip())
+        if persona is None:
+            msg = f"Nobody is called {name.strip()!r}; choose among {', '.join(PERSONAS)}."
             raise ConfigError(msg)
-        chosen.append(PERSONAS[name.strip()])
+        chosen.append(persona)
     return chosen

@@ -48,7 +48,7 @@ def record(
     gaps = stats.get(name, INTER_TOKEN) if reply.gaps else None
     for gap in reply.gaps:
         assert gaps is not None  # noqa: S101 - there are gaps
-        gaps.log(round(gap * 1e3, 1), 0)  # type: ignore[arg-type]  # any number will do
+        gaps.log(round(gap * 1e3), 0)
     if cancelled and reply.error is None:
         stats.get(name, CANCEL).log(round(seconds * 1e3), tokens)
         return

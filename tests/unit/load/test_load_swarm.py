@@ -103,6 +103,19 @@ async def test_a_limit_that_breaks_makes_the_exit_code_1(tmp_path: Path) -> None
     assert "503 overloaded" in run.said
 
 
+async def test_a_persona_that_nobody_has_is_refused_before_anybody_talks() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "locust", "-f", "load/locustfile.py", "--headless"),
+        *("--host", "http://127.0.0.1:9", "--personas", "talker,ghost"),
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, said = await process.communicate()
+    assert process.returncode == 2
+    assert b"'ghost'; choose among talker, reader" in said
+
+
 SHAPED = """
 from load.swarm.shapes import SHAPES
 print({name: [round(100 * at(part / 20)) for part in range(20)] for name, at in SHAPES.items()})
