@@ -13,13 +13,14 @@ import pytest
 from openai_server import answer
 from sse_server import Request, refusal, serving
 
-from load import overload, soak
+from load import overload, scaling, soak
 from load.arrivals import OpenLevel
 from load.chats import Target
 from load.http_client import Address
 from load.measurements import Percentiles
 from load.own_cluster import OwnCluster
 from load.resources import Resources, Sample
+from load.scaling import Phase
 from load.soak import Soaked, hold_conversations
 from load.verdicts import flat
 from load.workload import Workload
@@ -115,6 +116,25 @@ def test_a_soak_whose_replies_fail_does_not_pass() -> None:
     assert [one.promise for one in soak.judge(samples(), failed) if not one.held] == [
         "no reply fails"
     ]
+
+
+UP = Phase("8 streams", 2, took_s=20.0, replies=30, errors={}, ttft_ms=None)
+DOWN = Phase("one stream", 1, took_s=40.0, replies=9, errors={}, ttft_ms=None)
+
+
+def test_a_cluster_that_scales_up_and_down_without_losing_a_reply_passes() -> None:
+    assert all(one.held for one in scaling.judge([UP, DOWN]))
+
+
+@pytest.mark.parametrize(
+    ("change", "promise"),
+    [({"took_s": None}, "with one stream there are 1"), ({"errors": {"cut": 1}}, "no reply fails")],
+)
+def test_replicas_that_never_come_and_replies_that_break_off_are_found(
+    change: dict[str, object], promise: str
+) -> None:
+    judged = scaling.judge([UP, replace(DOWN, **change)])  # type: ignore[arg-type]
+    assert [one.promise for one in judged if not one.held] == [promise]
 
 
 WORKLOAD = Workload(turns=2, prompt_tokens=10, output_tokens=6)
