@@ -180,6 +180,15 @@ class ResponseStream(ReplyStream):
             body["ignore_eos"] = True
         return body
 
+    @staticmethod
+    def stored(
+        model: str, message: Message, workload: Workload, conversation: str
+    ) -> dict[str, Any]:
+        """Return a question for a conversation that the server stores: nothing but what is new."""
+        body = ResponseStream.body(model, (message,), workload)
+        del body["store"]
+        return body | {"conversation": conversation}
+
     def _take(self, event: dict[str, Any], now: float) -> None:
         match event["type"]:
             case "response.output_text.delta":

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import itertools
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -55,7 +54,7 @@ class Soaked:
     replies: int = 0
     left: int = 0
     tokens: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
+    errors: dict[str, int] = field(default_factory=dict)
 
 
 @app.command()
@@ -164,8 +163,16 @@ async def hold_conversations(
         workload: what is said.
         users: conversations at once.
         until: moment on the clock of `time.perf_counter`.
+
+    Raises:
+        RequestFailed: not even the first conversation can be held.
     """
     soaked, numbers = Soaked(), itertools.count(1)
+    client = HttpClient(target.address, options.bearer(target.api_key))
+    try:
+        await _hold(target, workload, next(numbers), client, soaked)
+    finally:
+        client.close()
 
     async def talk() -> None:
         while time.perf_counter() < until:
@@ -173,7 +180,7 @@ async def hold_conversations(
             try:
                 await _hold(target, workload, next(numbers), client, soaked)
             except RequestFailed as failure:
-                soaked.errors[failure.kind] += 1
+                soaked.errors[failure.kind] = soaked.errors.get(failure.kind, 0) + 1
                 await asyncio.sleep(_PAUSE_S)
             finally:
                 client.close()
@@ -188,8 +195,8 @@ async def _hold(
     created = orjson.loads(await _ask(client, "POST", "/conversations", {}))
     conversation = workload.conversation(number)
     while not conversation.over:
-        body = ResponseStream.body(target.model, conversation.ask()[-1:], workload)
-        body |= {"conversation": created["id"], "store": True}
+        question = conversation.ask()[-1]
+        body = ResponseStream.stored(target.model, question, workload, created["id"])
         stream = ResponseStream()
         leaves = number % _LEAVES_EVERY == 0 and conversation.asked == len(conversation.questions)
         limit = _LEAVES_AFTER_S if leaves else target.timeout_s
@@ -255,7 +262,7 @@ def _table(samples: list[Sample], soaked: Soaked) -> Table:
     add("keys in Redis", lambda sample: sample.keys)
     table.caption = (
         f"{soaked.conversations} conversations, {soaked.replies} replies, {soaked.left} left alone, "
-        f"{soaked.tokens:,} tokens; errors: {dict(soaked.errors) or 'none'}"
+        f"{soaked.tokens:,} tokens; errors: {soaked.errors or 'none'}"
     )
     table.caption_justify = "left"
     return table

@@ -187,8 +187,7 @@ class ConversationUser(_Talker):
 
     def body(self, messages: tuple[Message, ...]) -> dict[str, Any]:
         """Return the newest question, for the stored conversation."""
-        whole = self.dialect.body(self.model, messages[-1:], self._workload)
-        return whole | {"conversation": self._conversation, "store": True}
+        return ResponseStream.stored(self.model, messages[-1], self._workload, self._conversation)
 
 
 def _address(host: str) -> Address:

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import json
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai_server import WORDS, answer, refusing
 from sse_server import Answer, Request, serving
 
+from serve_app.api.body import parse_body
+from serve_app.api.chat import ChatCompletionRequest
+from serve_app.api.completions import CompletionRequest
+from serve_app.api.conversations import ConversationRequest
+from serve_app.api.responses import ResponseRequest
+
 ROOT = Path(__file__).parents[3]
+BODIES: dict[str, Any] = {
+    "/v1/chat/completions": ChatCompletionRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/responses": ResponseRequest,
+    "/v1/conversations": ConversationRequest,
+}
 EVERYBODY = ("talker", "reader", "impatient", "commuter")
 
 
@@ -82,6 +96,10 @@ async def test_every_api_and_persona_has_its_rows_and_limits_that_hold_pass(
     )
     assert int(run.rows["", "Aggregated"]["Request Count"]) == replies > 0
     assert "TTFT" in run.report
+    # Parley takes what they send.
+    for request in run.requests:
+        if (kind_of_body := BODIES.get(request.path)) is not None:
+            parse_body(json.dumps(request.body).encode(), kind_of_body, max_depth=32)
     # Stored conversations are sent nothing but what is new, and are taken away again.
     stored = [request for request in run.requests if request.path == "/v1/responses"]
     assert stored

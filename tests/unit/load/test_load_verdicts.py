@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import time
 from collections import Counter
@@ -16,7 +18,7 @@ from sse_server import Request, refusal, serving
 from load import overload, scaling, soak
 from load.arrivals import OpenLevel
 from load.chats import Target
-from load.http_client import Address
+from load.http_client import Address, RequestFailed
 from load.measurements import Percentiles
 from load.own_cluster import OwnCluster
 from load.resources import Resources, Sample
@@ -24,6 +26,8 @@ from load.scaling import Phase
 from load.soak import Soaked, hold_conversations
 from load.verdicts import flat
 from load.workload import Workload
+from serve_app.api.body import parse_body
+from serve_app.api.responses import ResponseRequest
 from serve_app.errors import ConfigError
 from serve_app.state.server import RedisServer
 
@@ -112,7 +116,7 @@ def test_a_soak_finds_what_grows(grows: str, promise: str) -> None:
 
 
 def test_a_soak_whose_replies_fail_does_not_pass() -> None:
-    failed = Soaked(replies=10, errors=Counter({"cut": 1}))
+    failed = Soaked(replies=10, errors={"cut": 1})
     assert [one.promise for one in soak.judge(samples(), failed) if not one.held] == [
         "no reply fails"
     ]
@@ -152,12 +156,17 @@ async def test_every_conversation_that_is_created_is_deleted(
     assert soaked.conversations == asked["POST", "/v1/conversations"] > 5
     assert asked["DELETE", "/v1/conversations/conv_1"] == soaked.conversations
     assert soaked.left > 0
+    for request in server.requests:
+        if request.path == "/v1/responses":
+            parse_body(json.dumps(request.body).encode(), ResponseRequest, max_depth=32)
     assert soaked.replies + soaked.left == asked["POST", "/v1/responses"]
 
 
 async def test_a_refusal_is_counted_and_the_talk_goes_on() -> None:
+    asked = itertools.count()
+
     def refuse(request: Request) -> object:
-        if request.path == "/v1/responses":
+        if request.path == "/v1/responses" and next(asked) >= WORKLOAD.turns:
             return [refusal(503, {"error": {"code": "overloaded"}})]
         return answer(request)
 
@@ -165,7 +174,14 @@ async def test_a_refusal_is_counted_and_the_talk_goes_on() -> None:
         target = Target(Address.of(server.url), "some-model")
         soaked = await hold_conversations(target, WORKLOAD, 1, time.perf_counter() + 0.5)
     assert soaked.errors["503 overloaded"] > 1
-    assert soaked.replies == 0
+    assert soaked.replies == WORKLOAD.turns
+
+
+async def test_a_server_that_holds_no_conversation_is_not_soaked() -> None:
+    async with serving(lambda _: [refusal(400, {"error": {"code": "no"}})]) as server:
+        target = Target(Address.of(server.url), "some-model")
+        with pytest.raises(RequestFailed, match="400 no"):
+            await hold_conversations(target, WORKLOAD, 1, time.perf_counter() + 60)
 
 
 def test_a_sample_counts_memory_descriptors_and_keys(
