@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from typing import Annotated
 
@@ -14,7 +13,7 @@ from load import chats
 from load import command_line as options
 from load.arrivals import OpenLevel
 from load.http_client import Address
-from load.open_loop import ExactPrompts, measure_rate, open_table, prompts_for
+from load.open_loop import measure_rate, open_table, prompts_for
 from load.own_cluster import own_cluster
 from load.prompts import PromptShape
 from load.report import console, write_json
@@ -32,8 +31,6 @@ _FACTORS = (0.5, 1.0, 2.0, 3.0)
 _GOODPUT_SHARE = 0.9
 _REFUSAL_MS = 100.0
 _MEMORY_SHARE, _MEMORY_LEAST = 0.05, 32 << 20
-# A look takes a good part of a second of a processor, which the service would miss.
-_LOOK_S = 10.0
 
 
 @app.command()
@@ -71,7 +68,7 @@ def overload(
     with own_cluster({f"PARLEY_{name}": str(value) for name, value in values.items()}) as cluster:
         resources = Resources(cluster)
 
-        async def measure() -> tuple[float, list[OpenLevel], list[list[float]]]:
+        async def measure() -> tuple[float, list[OpenLevel], list[float]]:
             address = Address.of(cluster.url)
             target = chats.Target(address=address, model=await chats.first_model(address, None))
             carried = await _carried(target, slots, output_tokens, seconds, chosen)
@@ -79,17 +76,18 @@ def overload(
                 levels, memory = [], []
                 for number, factor in enumerate(_FACTORS):
                     typer.echo(f"{factor:g} times {carried:.2f} requests/s …", err=True)
-                    level, taken = await _watched(
+                    level = await measure_rate(
                         target,
                         prompts,
-                        resources,
                         rate=factor * carried,
                         seconds=seconds,
                         output_tokens=output_tokens,
+                        ttft_s=None,
                         seed=chosen + number,
                     )
                     levels.append(level)
-                    memory.append(taken)
+                    # Not meanwhile: a look takes this process long enough to send late.
+                    memory.append(float(sum(resources.look().memory.values())))
             return carried, levels, memory
 
         carried, levels, memory = uvloop.run(measure())
@@ -113,17 +111,17 @@ def overload(
         raise typer.Exit(1)
 
 
-def judge(levels: list[OpenLevel], memory: list[list[float]]) -> list[Verdict]:
+def judge(levels: list[OpenLevel], memory: list[float]) -> list[Verdict]:
     """Return a verdict on each promise about the last of some rates.
 
     Args:
         levels: what came of each rate.
-        memory: for each, samples of the bytes that all processes took.
+        memory: bytes that all processes took after each.
     """
     last, best = levels[-1], max(level.goodput for level in levels)
     share = last.goodput / best if best else 0.0
     refusal = last.refusal_ms.p99 if last.refusal_ms else None
-    before, after = max(memory[-2]), max(memory[-1])
+    before, after = memory[-2:]
     allowed = max(_MEMORY_SHARE * before, _MEMORY_LEAST)
     failed = sum(sum(level.errors.values()) for level in levels)
     odd = sum(level.other_length for level in levels)
@@ -163,48 +161,11 @@ async def _carried(
     return level.requests_per_s
 
 
-async def _watched(
-    target: chats.Target,
-    prompts: ExactPrompts,
-    resources: Resources,
-    *,
-    rate: float,
-    seconds: float,
-    output_tokens: int,
-    seed: int,
-) -> tuple[OpenLevel, list[float]]:
-    """Measure a rate, and the memory meanwhile."""
-    taken: list[float] = []
-
-    async def look() -> None:
-        while True:
-            sample = await asyncio.to_thread(resources.look)
-            taken.append(float(sum(sample.memory.values())))
-            await asyncio.sleep(_LOOK_S)
-
-    looking = asyncio.create_task(look())
-    try:
-        level = await measure_rate(
-            target,
-            prompts,
-            rate=rate,
-            seconds=seconds,
-            output_tokens=output_tokens,
-            ttft_s=None,
-            seed=seed,
-        )
-        if looking.done():
-            looking.result()  # which is why it has ended
-    finally:
-        looking.cancel()
-    return level, taken
-
-
-def _memory_table(levels: list[OpenLevel], memory: list[list[float]]) -> Table:
-    table = Table("requests/s", title="memory, MB", title_justify="left")
+def _memory_table(levels: list[OpenLevel], memory: list[float]) -> Table:
+    table = Table("after requests/s", title="memory, MB", title_justify="left")
     for level in levels:
         table.add_column(f"{level.rate:.2f}", justify="right")
-    table.add_row("most", *(f"{max(taken) / 1e6:,.0f}" for taken in memory))
+    table.add_row("all processes", *(f"{taken / 1e6:,.0f}" for taken in memory))
     return table
 
 

@@ -63,7 +63,7 @@ def test_growth_beyond_what_is_allowed_is_not_flat() -> None:
 
 def test_what_is_promised_of_overload_holds() -> None:
     levels = [replace(GOOD, goodput=100.0, refusals=0), GOOD]
-    assert all(one.held for one in overload.judge(levels, [[100.0 * MB], [120.0 * MB]]))
+    assert all(one.held for one in overload.judge(levels, [100.0 * MB, 120.0 * MB]))
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,12 @@ def test_what_is_promised_of_overload_holds() -> None:
 )
 def test_each_promise_of_overload_can_break(change: dict[str, object], promise: str) -> None:
     levels = [replace(GOOD, goodput=100.0), replace(GOOD, **change)]  # type: ignore[arg-type]
-    broken = [one for one in overload.judge(levels, [[1.0], [1.0]]) if not one.held]
+    broken = [one for one in overload.judge(levels, [1.0, 1.0]) if not one.held]
     assert [promise in one.promise for one in broken] == [True]
 
 
 def test_memory_that_grows_under_overload_breaks_a_promise() -> None:
-    broken = [one for one in overload.judge([GOOD, GOOD], [[1e9], [1.1e9]]) if not one.held]
+    broken = [one for one in overload.judge([GOOD, GOOD], [1e9, 1.1e9]) if not one.held]
     assert [one.promise for one in broken] == ["memory stays flat"]
 
 
