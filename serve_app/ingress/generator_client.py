@@ -76,7 +76,8 @@ class GeneratorClient:
         self._load: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watchdog: asyncio.Task[Any] | None = None
-        self._refusal: QueueFull | None = None
+        # What the last full queue said, and the seconds after which it said to come back.
+        self._refusal: tuple[str, float | None] = ("", None)
         self._full_until = 0.0
 
     def check_room(self) -> None:
@@ -85,8 +86,9 @@ class GeneratorClient:
         Raises:
             QueueFull: a generator's queue was full a moment ago.
         """
-        if self._refusal is not None and time.monotonic() < self._full_until:
-            raise QueueFull(self._refusal.message, retry_after=self._refusal.retry_after)
+        if time.monotonic() < self._full_until:
+            message, retry_after = self._refusal
+            raise QueueFull(message, retry_after=retry_after)
 
     async def open(self, request: GenerateRequest) -> TokenStream:
         """Submit a request; its `subscriber` and `stream` are filled in here.
@@ -139,7 +141,8 @@ class GeneratorClient:
                 async with asyncio.timeout(self._admission_s):
                     admitted = await anext(calls)
             except QueueFull as refusal:
-                self._refusal, self._full_until = refusal, time.monotonic() + FULL_FOR_S
+                self._refusal = refusal.message, refusal.retry_after
+                self._full_until = time.monotonic() + FULL_FOR_S
                 raise
             except ParleyError:
                 raise
