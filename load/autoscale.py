@@ -106,7 +106,7 @@ def autoscale(
     target_ttft_s: Annotated[
         float, typer.Option(min=0.01, help="Seconds to a first token that are in time.")
     ] = 2.0,
-    slot_utilisation: Annotated[
+    utilisation: Annotated[
         float, typer.Option(min=0.05, max=1, help="Share of the slots to fill, for both policies.")
     ] = 0.8,
     price: Annotated[float, typer.Option(min=0, help="Of a replica for an hour.")] = 1.0,
@@ -133,7 +133,7 @@ def autoscale(
         bounds=(min_replicas, max_replicas),
         start_s=start_s,
         target_ttft_s=target_ttft_s,
-        slot_utilisation=slot_utilisation,
+        utilisation=utilisation,
     )
     outcomes = [
         Outcome.of(name, replay, price=price, target_ttft_s=target_ttft_s)
@@ -151,7 +151,7 @@ def autoscale(
                 "slots": slots,
                 "start_s": start_s,
                 "target_ttft_s": target_ttft_s,
-                "slot_utilisation": slot_utilisation,
+                "utilisation": utilisation,
                 "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes],
             },
         )
@@ -165,7 +165,7 @@ def replays(
     bounds: tuple[int, int],
     start_s: float,
     target_ttft_s: float,
-    slot_utilisation: float,
+    utilisation: float,
 ) -> dict[str, Replay]:
     """Replay the same day under both policies, with what `deploy/local.yaml` says of delays.
 
@@ -176,7 +176,7 @@ def replays(
         bounds: fewest and most replicas.
         start_s: seconds that a replica starts in.
         target_ttft_s: seconds to a first token that are aimed at.
-        slot_utilisation: share of the slots to fill.
+        utilisation: share of the slots to fill.
     """
     settings = GeneratorSettings()
 
@@ -184,14 +184,14 @@ def replays(
         return AutoscalingConfig(
             min_replicas=bounds[0],
             max_replicas=bounds[1],
-            target_ongoing_requests=slots * slot_utilisation,
+            target_ongoing_requests=slots * utilisation,
             upscale_delay_s=10.0,
             downscale_delay_s=300.0,
             downscale_to_zero_delay_s=900.0,
         )
 
     policies: dict[str, Policy] = {
-        _OURS: ScaleByWork(target_ttft_s=target_ttft_s, slot_utilisation=slot_utilisation),
+        _OURS: ScaleByWork(target_ttft_s=target_ttft_s, utilisation=utilisation),
         _RAYS: replica_queue_length_autoscaling_policy,
     }
     found = {}

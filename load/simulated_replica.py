@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from load.step_times import StepTimes
 from serve_app.generation.config import EngineStats
-from serve_app.generation.forecast import predicted_ttft_s
+from serve_app.generation.forecast import WorkRate, predicted_ttft_s
 
 __all__ = ["Request", "SimulatedReplica"]
 
@@ -64,6 +64,9 @@ class SimulatedReplica:
         self._queued = 0.0
         self._recent_tokens = 0.0
         self._recent_s = 0.0
+        self._work_s = 0.0
+        self._now = 0.0
+        self._work = WorkRate(lambda: self._now)
 
     @property
     def streams(self) -> int:
@@ -86,6 +89,7 @@ class SimulatedReplica:
             now: when they begin.
             seconds: how many; what a stream does within them is not told apart.
         """
+        self._now = now + seconds
         if not self.streams:
             return
         share = self._prompt_share if self._decoding else 1.0
@@ -98,6 +102,8 @@ class SimulatedReplica:
             self._decoded += steps
             while self._decoding and self._decoding[0][0] <= self._decoded:
                 heapq.heappop(self._decoding)
+        full_s = self._times.itself / self._slots + self._times.stream
+        self._work_s += tokens * full_s + computed * self._times.prompt_token
         busy_s = seconds if self._decoding or tokens else used_s
         self._recent_tokens = self._recent_tokens * _MEMORY + tokens + computed
         self._recent_s = self._recent_s * _MEMORY + busy_s
@@ -108,6 +114,7 @@ class SimulatedReplica:
         return {
             "streams": float(stats.running + stats.waiting),
             "slots": float(stats.slots),
+            "work": self._work.since_last(stats),
             "queued_tokens": float(stats.queued_prompt_tokens),
             "predicted_ttft_s": predicted_ttft_s(stats),
         }
@@ -160,6 +167,7 @@ class SimulatedReplica:
             draft_hits_total=0,
             steps_total=0,
             step_s=self._times.step(len(self._decoding)),
+            work_s_total=self._work_s,
             tokens_per_s=self._recent_tokens / self._recent_s if self._recent_s else 0.0,
             prefix_blocks=0,
             prefix_capacity=0,

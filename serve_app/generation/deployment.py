@@ -16,7 +16,7 @@ from serve_app.generation.backends.opening import open_backend
 from serve_app.generation.backends.simulated import SimulatedBackend
 from serve_app.generation.channels import FrameChannels
 from serve_app.generation.engine import Engine, EngineConfig
-from serve_app.generation.forecast import predicted_ttft_s
+from serve_app.generation.forecast import WorkRate, predicted_ttft_s
 from serve_app.messages.generation import Admitted, Frame, GenerateRequest, SamplingParams
 from serve_app.models.store import PreparedModel
 from serve_app.models.tokenizer_files import TOKENIZER_FILE
@@ -50,6 +50,7 @@ class Generator:
         self._channels = FrameChannels(asyncio.get_running_loop(), self._engine.cancel_subscriber)
         self._engine.start()
         await self._warm_up()
+        self._work = WorkRate()
         self._gauges = asyncio.create_task(self._keep_gauges())
 
     async def submit(
@@ -106,6 +107,7 @@ class Generator:
         return {
             "streams": float(stats.running + stats.waiting),
             "slots": float(stats.slots),
+            "work": self._work.since_last(stats),
             "queued_tokens": float(stats.queued_prompt_tokens),
             "predicted_ttft_s": predicted_ttft_s(stats),
         }

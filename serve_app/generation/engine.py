@@ -169,6 +169,7 @@ class Engine:
             steps_total=core.steps,
             step_s=core.step_s,
             tokens_per_s=core.tokens_per_s,
+            work_s_total=core.work_s,
             prefix_blocks=core.prefixes.used,
             prefix_capacity=core.prefixes.capacity,
             failed_steps=core.failures,

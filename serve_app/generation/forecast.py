@@ -1,10 +1,13 @@
-"""How long a request that arrived now would wait for its first token."""
+"""What an engine's load comes to: how long a new request would wait, and how much work there is."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from serve_app.generation.config import EngineStats
 
-__all__ = ["predicted_ttft_s"]
+__all__ = ["WorkRate", "predicted_ttft_s"]
 
 
 def predicted_ttft_s(stats: EngineStats) -> float:
@@ -26,3 +29,22 @@ def predicted_ttft_s(stats: EngineStats) -> float:
         left = max(stats.reserved_tokens - stats.cached_tokens, 0)
         tokens += ends * left / stats.running
     return tokens / stats.tokens_per_s
+
+
+class WorkRate:
+    """Work per second between one look and the next: 1 is all that an engine can do.
+
+    Args:
+        clock: tells the time, in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen_at, self._seen = clock(), 0.0
+
+    def since_last(self, stats: EngineStats) -> float:
+        """Return the work per second since the last look, or since the beginning."""
+        now, total = self._clock(), stats.work_s_total
+        passed_s, done_s = now - self._seen_at, total - self._seen
+        self._seen_at, self._seen = now, total
+        return done_s / passed_s if passed_s > 0 else 0.0

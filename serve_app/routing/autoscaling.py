@@ -22,6 +22,7 @@ class GeneratorLoad:
         reporting: replicas that have recorded anything.
         streams: sequences that run or wait.
         slots: slots of those that report.
+        work: what they do, in what one replica can do: a day's load is the same for few and for many.
         queued_tokens: prompt tokens that have yet to be computed.
         ttft_s: sum over the replicas of the seconds until a new request would have its first token.
     """
@@ -29,6 +30,7 @@ class GeneratorLoad:
     reporting: int
     streams: float
     slots: float
+    work: float
     queued_tokens: float
     ttft_s: float
 
@@ -44,6 +46,7 @@ class GeneratorLoad:
             reporting=len(metrics.get("slots", {})),
             streams=total("streams"),
             slots=total("slots"),
+            work=total("work"),
             queued_tokens=total("queued_tokens"),
             ttft_s=total("predicted_ttft_s"),
         )
@@ -53,11 +56,15 @@ class ScaleByWork:
     """Serve's autoscaling policy for the Generator: `policy_function` in the deploy file.
 
     A generator has one open call per ingress replica whatever its load, so Serve's own count of
-    requests says nothing. Three things that replicas record do, and the one that asks for most
+    requests says nothing. Four things that replicas record do, and the one that asks for most
     replicas decides:
 
-    - slots: no more than `slot_utilisation` of them taken, by those who run and those who wait;
-    - predicted TTFT: a new request has its first token within `target_ttft_s`;
+    - slots: no more than `utilisation` of them taken, by those who run and those who wait;
+    - work: no more than `utilisation` of what the replicas could do with every slot taken. Streams
+      that many replicas share are soon answered, so there are few of them, and slots alone would
+      take replicas away until the rest can't keep up;
+    - predicted TTFT: where a new request would have its first token later than `target_ttft_s`, what
+      is before it is worked off within `recovery_s`, besides the work that keeps arriving;
     - queued prompt tokens: no more than `queued_tokens` of them per replica, which also holds while
       a new engine has not yet measured how fast it is.
 
@@ -67,7 +74,8 @@ class ScaleByWork:
 
     Args:
         target_ttft_s: seconds to a new request's first token that are aimed at.
-        slot_utilisation: share of the slots that may be taken, in (0, 1].
+        utilisation: share of the slots, and of what replicas can do, that may be taken, in (0, 1].
+        recovery_s: seconds within which a backlog is worked off.
         queued_tokens: prompt tokens that may wait per replica.
 
     Raises:
@@ -78,18 +86,25 @@ class ScaleByWork:
         self,
         *,
         target_ttft_s: float = 2.0,
-        slot_utilisation: float = 0.8,
+        utilisation: float = 0.8,
+        recovery_s: float = 30.0,
         queued_tokens: float = 8192.0,
     ) -> None:
-        if not 0 < slot_utilisation <= 1:
-            msg = f"policy_kwargs.slot_utilisation is {slot_utilisation}; set it above 0, and to 1 at most."
-            raise ConfigError(msg, param="slot_utilisation")
-        for name, value in (("target_ttft_s", target_ttft_s), ("queued_tokens", queued_tokens)):
+        if not 0 < utilisation <= 1:
+            msg = f"policy_kwargs.utilisation is {utilisation}; set it above 0, and to 1 at most."
+            raise ConfigError(msg, param="utilisation")
+        positive = {
+            "target_ttft_s": target_ttft_s,
+            "recovery_s": recovery_s,
+            "queued_tokens": queued_tokens,
+        }
+        for name, value in positive.items():
             if not 0 < value < math.inf:
                 msg = f"policy_kwargs.{name} is {value}; set it to a number above 0."
                 raise ConfigError(msg, param=name)
         self._target_ttft_s = target_ttft_s
-        self._slot_utilisation = slot_utilisation
+        self._utilisation = utilisation
+        self._recovery_s = recovery_s
         self._queued_tokens = queued_tokens
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
@@ -106,9 +121,11 @@ class ScaleByWork:
     def wanted(self, load: GeneratorLoad) -> int:
         """Return the replicas that the load asks for, without bounds."""
         slots = load.slots / load.reporting
+        late = load.ttft_s / load.reporting > self._target_ttft_s
         asked = (
-            load.streams / (slots * self._slot_utilisation),
-            load.ttft_s / self._target_ttft_s,
+            load.streams / (slots * self._utilisation),
+            load.work / self._utilisation,
+            load.work + load.ttft_s / self._recovery_s if late else 0.0,
             load.queued_tokens / self._queued_tokens,
         )
         return math.ceil(max(asked))

@@ -77,7 +77,7 @@ def test_serve_takes_the_file_that_ships() -> None:
         ("min_replicas: 1", "min_replicas: 3", "autoscaling_config", "max_replicas (2) must be"),
         ("target_ttft_s: 2", "target_tfft_s: 2", "target_tfft_s", "did you mean `target_ttft_s`?"),
         ("target_ttft_s: 2.0", "target_ttft_s: soon", "target_ttft_s", "must be a number"),
-        ("slot_utilisation: 0.8", "slot_utilisation: 8", "slot_utilisation", "to 1 at most"),
+        ("  utilisation: 0.8", "  utilisation: 8", "  utilisation: 8", "to 1 at most"),
         ("- name: Dialogue", "- name: Dialog", "- name: Dialog", "no deployment of that name"),
         ("        slots: 32", "        slot: 32", "slot: 32", "did you mean `slots`?"),
         ("        slots: 32", "        slots: -1", "slots: -1", "greater than 0"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from serve_app.generation.config import EngineStats
-from serve_app.generation.forecast import predicted_ttft_s
+from serve_app.generation.forecast import WorkRate, predicted_ttft_s
 
 IDLE = EngineStats(
     slots=4,
@@ -25,6 +25,7 @@ IDLE = EngineStats(
     steps_total=0,
     step_s=0.0,
     tokens_per_s=100.0,
+    work_s_total=0.0,
     prefix_blocks=0,
     prefix_capacity=0,
     failed_steps=0,
@@ -49,3 +50,13 @@ def test_whoever_finds_no_slot_waits_for_replies_to_end() -> None:
 
 def test_an_engine_that_has_measured_nothing_predicts_nothing() -> None:
     assert predicted_ttft_s(replace(IDLE, tokens_per_s=0.0, queued_prompt_tokens=9)) == 0.0
+
+
+def test_work_per_second_is_counted_from_look_to_look() -> None:
+    now = 5.0
+    rate = WorkRate(lambda: now)
+    assert rate.since_last(replace(IDLE, work_s_total=1.0)) == 0.0  # no time has passed
+    now = 9.0
+    assert rate.since_last(replace(IDLE, work_s_total=3.0)) == pytest.approx(0.5)
+    now = 11.0
+    assert rate.since_last(replace(IDLE, work_s_total=3.0)) == 0.0

@@ -81,21 +81,44 @@ def test_an_idle_model_goes_and_the_next_request_brings_it_back(policy: Policy) 
     assert 20.0 < last.first_at - last.due_at < 23.0  # what a replica takes to start
 
 
-def test_long_prompts_bring_replicas_that_a_count_of_streams_would_not() -> None:
-    def replicas(policy: Policy) -> Replay:
-        asked = steady(1.5, 600.0, prompt=3000, output=5)
-        return fleet(policy, min_replicas=1).replay(asked, 600.0)
+def test_the_load_says_the_same_however_many_replicas_share_it() -> None:
+    def work(replicas: int) -> float:
+        asked, shared = steady(3.0, 60.0), [replica() for _ in range(replicas)]
+        for second in range(60):
+            for number, request in enumerate(asked[3 * second : 3 * second + 3]):
+                shared[(3 * second + number) % replicas].submit(request)
+            for one in shared:
+                one.advance(float(second), 1.0)
+        return sum(one.recorded()["work"] for one in shared)
 
-    ours, rays = replicas(ScaleByWork()), replicas(replica_queue_length_autoscaling_policy)
-    assert max(ours.ready) > max(rays.ready)
-    assert max(ours.ready) <= 6
-    assert _worst(ours) < _worst(rays)
+    assert work(4) == pytest.approx(work(1), rel=0.1)
 
 
-def _worst(replay: Replay) -> float:
-    """Return the longest wait of the last quarter, when replicas have had time to start."""
-    late = replay.requests[3 * len(replay.requests) // 4 :]
-    return max((one.first_at or float("inf")) - one.due_at for one in late)
+def test_a_steady_load_keeps_its_replicas_where_a_count_of_streams_lets_them_go() -> None:
+    """Two replicas answer so fast that few streams are left, which one replica couldn't hold."""
+
+    def replay(policy: Policy) -> Replay:
+        return fleet(policy, min_replicas=1, downscale_delay_s=60.0).replay(
+            steady(3.4, 1800.0), 1800.0
+        )
+
+    ours, rays = replay(ScaleByWork()), replay(replica_queue_length_autoscaling_policy)
+    assert ours.changes <= 2
+    assert ours.changes < rays.changes
+    assert _late(ours, 2.0) <= _late(rays, 2.0)
+
+
+def test_long_prompts_bring_replicas() -> None:
+    asked = steady(1.5, 900.0, prompt=3000, output=5)
+    replay = fleet(ScaleByWork(), min_replicas=1).replay(asked, 900.0)
+    assert 2 <= max(replay.ready) <= 4
+    assert _late(replay, 2.0) == 0
+
+
+def _late(replay: Replay, seconds: float) -> int:
+    """Count who waits longer, in the last half, when replicas have had time to start."""
+    settled = replay.requests[len(replay.requests) // 2 :]
+    return sum((one.first_at or float("inf")) - one.due_at > seconds for one in settled)
 
 
 def test_serves_clock_is_its_own_again_afterwards() -> None:

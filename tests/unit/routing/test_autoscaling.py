@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,11 +15,18 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 from serve_app.cluster.deploy_file import default_deploy_file
 from serve_app.errors import ConfigError
 from serve_app.generation.deployment import Generator
+from serve_app.generation.forecast import WorkRate
 from serve_app.routing.autoscaling import GeneratorLoad, ScaleByWork
 
 GENERATOR = DeploymentID("Generator", "parley")
 SLOTS = 10
-IDLE = {"streams": 0.0, "slots": float(SLOTS), "queued_tokens": 0.0, "predicted_ttft_s": 0.0}
+IDLE = {
+    "streams": 0.0,
+    "slots": float(SLOTS),
+    "work": 0.0,
+    "queued_tokens": 0.0,
+    "predicted_ttft_s": 0.0,
+}
 
 
 def recorded(*replicas: dict[str, float]) -> dict[str, dict[ReplicaID, float]]:
@@ -62,12 +68,20 @@ def context(metrics: dict[str, dict[ReplicaID, float]] | None, **given: Any) -> 
 )
 def test_no_more_than_the_wanted_share_of_slots_is_taken(streams: float, replicas: int) -> None:
     load = GeneratorLoad.of(recorded({"streams": streams}))
-    assert ScaleByWork(slot_utilisation=0.8).wanted(load) == replicas
+    assert ScaleByWork(utilisation=0.8).wanted(load) == replicas
 
 
-def test_a_predicted_ttft_beyond_the_target_asks_for_more_though_slots_are_free() -> None:
-    load = GeneratorLoad.of(recorded({"streams": 2, "predicted_ttft_s": 6.0}))
-    assert ScaleByWork(target_ttft_s=2.0).wanted(load) == 3
+def test_work_that_fewer_replicas_could_not_do_keeps_them_though_slots_are_free() -> None:
+    load = GeneratorLoad.of(recorded(*[{"streams": 1, "work": 0.5}] * 4))
+    assert ScaleByWork(utilisation=0.8).wanted(load) == 3
+
+
+def test_a_backlog_beyond_the_target_is_worked_off_besides_what_arrives() -> None:
+    policy = ScaleByWork(target_ttft_s=2.0, recovery_s=30.0)
+    late = {"streams": 8, "work": 1.0, "predicted_ttft_s": 45.0}
+    assert policy.wanted(GeneratorLoad.of(recorded(late))) == 3
+    in_time = {"streams": 2, "work": 0.5, "predicted_ttft_s": 1.9}
+    assert policy.wanted(GeneratorLoad.of(recorded(in_time))) == 1
 
 
 def test_queued_prompt_tokens_ask_for_more_before_anything_was_measured() -> None:
@@ -108,9 +122,10 @@ def test_an_idle_model_scales_to_zero_and_a_waiting_request_brings_it_back() -> 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("slot_utilisation", 0),
-        ("slot_utilisation", 1.5),
+        ("utilisation", 0),
+        ("utilisation", 1.5),
         ("target_ttft_s", 0),
+        ("recovery_s", float("nan")),
         ("queued_tokens", -1),
     ],
 )
@@ -137,9 +152,14 @@ def test_a_generator_records_what_the_policy_reads() -> None:
         reserved_tokens=800,
         cached_tokens=0,
         tokens_per_s=150.0,
+        work_s_total=9.0,
     )
-    replica = SimpleNamespace(_engine=SimpleNamespace(stats=lambda: stats))
+    now = iter([0.0, 10.0])
+    replica = SimpleNamespace(
+        _engine=SimpleNamespace(stats=lambda: stats), _work=WorkRate(lambda: next(now))
+    )
     load = GeneratorLoad.of(recorded(shell.record_autoscaling_stats(replica)))
-    assert load == GeneratorLoad(1, streams=22.0, slots=8.0, queued_tokens=100.0, ttft_s=10.0)
-    assert ScaleByWork(target_ttft_s=20.0, slot_utilisation=1.0).wanted(load) == 3
-    assert ScaleByWork(target_ttft_s=2.0).wanted(replace(load, streams=0.0)) == 5
+    assert load == GeneratorLoad(
+        1, streams=22.0, slots=8.0, work=0.9, queued_tokens=100.0, ttft_s=10.0
+    )
+    assert ScaleByWork(target_ttft_s=20.0, utilisation=1.0).wanted(load) == 3
