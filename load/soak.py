@@ -124,7 +124,7 @@ def judge(samples: list[Sample], soaked: Soaked) -> list[Verdict]:
     failed = sum(soaked.errors.values())
     return [
         flat(
-            "memory",
+            "memory stays flat",
             [float(sum(sample.memory.values())) for sample in samples],
             share=_SHARE,
             least=_LEAST_BYTES,
@@ -132,14 +132,14 @@ def judge(samples: list[Sample], soaked: Soaked) -> list[Verdict]:
             scale=1e6,
         ),
         flat(
-            "file descriptors",
+            "file descriptors stay flat",
             [float(sum(sample.descriptors.values())) for sample in samples],
             share=_SHARE,
             least=_LEAST_DESCRIPTORS,
             unit="open",
         ),
         flat(
-            "Redis",
+            "keys in Redis stay flat",
             [float(sample.keys) for sample in samples],
             share=_SHARE,
             least=_LEAST_KEYS,

@@ -27,7 +27,13 @@ class Verdict:
 
 
 def flat(
-    what: str, samples: Sequence[float], *, share: float, least: float, unit: str, scale: float = 1
+    promise: str,
+    samples: Sequence[float],
+    *,
+    share: float,
+    least: float,
+    unit: str,
+    scale: float = 1,
 ) -> Verdict:
     """Judge whether something stays as it is.
 
@@ -36,14 +42,13 @@ def flat(
     decides.
 
     Args:
-        what: what was sampled.
+        promise: what is said of it, such as "memory stays flat".
         samples: in order, at equal distances.
         share: of the earlier median, how much more is still flat.
         least: what is flat in any case, however small the earlier median is.
         unit: of what is shown.
         scale: what a sample is divided by to be shown.
     """
-    promise = f"{what} stays flat"
     half = len(samples) // 2
     later = samples[half:]
     if len(later) < 2:
