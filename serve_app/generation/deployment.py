@@ -11,13 +11,20 @@ import ray
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
+from serve_app.errors import GeneratorLost
 from serve_app.generation.backends.base import Backend
 from serve_app.generation.backends.opening import open_backend
 from serve_app.generation.backends.simulated import SimulatedBackend
 from serve_app.generation.channels import FrameChannels
 from serve_app.generation.engine import Engine, EngineConfig
 from serve_app.generation.forecast import WorkRate, predicted_ttft_s
-from serve_app.messages.generation import Admitted, Frame, GenerateRequest, SamplingParams
+from serve_app.messages.generation import (
+    Admitted,
+    FinishReason,
+    Frame,
+    GenerateRequest,
+    SamplingParams,
+)
 from serve_app.models.store import PreparedModel
 from serve_app.models.tokenizer_files import TOKENIZER_FILE
 from serve_app.routing.listening import listen_on_node_address
@@ -138,6 +145,9 @@ class Generator:
 
         The first step of a process maps the weights' pages, starts threads and fills the runtime's
         caches; whoever came first would wait for all of that.
+
+        Raises:
+            GeneratorLost: the reply can't be computed: the replica doesn't start.
         """
         tokens = min(self._settings.warm_up_tokens, self._engine.config.max_len - _WARM_UP_REPLY)
         if tokens < 1:
@@ -153,7 +163,9 @@ class Generator:
         self._channels.open_stream(_WARM_UP, request.stream)
         async with aclosing(self._channels.frames(_WARM_UP)) as frames:
             async for frame in frames:
-                if frame.finished:
+                for finished in frame.finished:
+                    if finished.reason is FinishReason.ERROR:
+                        raise GeneratorLost(finished.error_message or "The first step failed.")
                     return
 
     async def _keep_gauges(self) -> None:

@@ -34,21 +34,28 @@ def backend() -> GatedBackend:
     return GatedBackend()
 
 
-@pytest.fixture
-async def replica(
+@pytest.fixture(autouse=True)
+def _without_ray(
     monkeypatch: pytest.MonkeyPatch, bundled_int8: PreparedModel, backend: SimulatedBackend
-) -> AsyncIterator[Any]:
-    """The deployment as Serve constructs it, without Ray."""
+) -> None:
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r"))
     monkeypatch.setattr(deployment, "listen_on_node_address", lambda: None)
     monkeypatch.setattr(deployment.serve, "get_replica_context", lambda: context)
     monkeypatch.setattr(deployment, "served_model", lambda _: bundled_int8)
     monkeypatch.setattr(deployment, "_backend", lambda *_: backend)
+
+
+async def construct(made: Any, **settings: float) -> None:
     limits = {"max_len": 64, "slots": 4, "max_cached_tokens": 256, "stall_timeout_s": 0.05}
-    # A step that waits to be let through would keep the constructor waiting.
-    settings = limits | ({"warm_up_tokens": 0} if isinstance(backend, GatedBackend) else {})
+    await made.__init__(Settings.load({"generator": limits | settings}))
+
+
+@pytest.fixture
+async def replica(backend: SimulatedBackend) -> AsyncIterator[Any]:
+    """The deployment as Serve constructs it, without Ray."""
     made = object.__new__(Replica)
-    await made.__init__(Settings.load({"generator": settings}))
+    # A step that waits to be let through would keep the constructor waiting.
+    await construct(made, **({"warm_up_tokens": 0} if isinstance(backend, GatedBackend) else {}))
     yield made
     if isinstance(backend, GatedBackend):
         backend.let_go()
@@ -75,3 +82,17 @@ async def test_a_generator_has_computed_a_reply_before_it_takes_requests(replica
     assert stats["generated_total"] > 0
     assert stats["prefilled_total"] > 0
     assert replica._channels.subscribers == 0
+
+
+class BrokenBackend(SimulatedBackend):
+    def step(self, *_: Any) -> Any:
+        message = "no logits today"
+        raise RuntimeError(message)
+
+
+@pytest.mark.parametrize("backend", [BrokenBackend()])
+async def test_a_generator_that_can_compute_nothing_does_not_start() -> None:
+    made = object.__new__(Replica)
+    with pytest.raises(GeneratorLost, match="failed while computing"):
+        await construct(made)
+    await asyncio.to_thread(made._engine.stop, 0.0)
