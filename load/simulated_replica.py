@@ -98,7 +98,7 @@ class SimulatedReplica:
         tokens = 0.0
         if self._decoding:
             steps = left_s / self._times.step(len(self._decoding))
-            tokens = steps * len(self._decoding)
+            tokens = sum(min(steps, end - self._decoded) for end, _, _ in self._decoding)
             self._decoded += steps
             while self._decoding and self._decoding[0][0] <= self._decoded:
                 heapq.heappop(self._decoding)
