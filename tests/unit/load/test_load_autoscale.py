@@ -83,10 +83,10 @@ def test_an_idle_model_goes_and_the_next_request_brings_it_back(policy: Policy) 
 
 def test_the_load_says_the_same_however_many_replicas_share_it() -> None:
     def work(replicas: int) -> float:
-        asked, shared = steady(3.0, 60.0), [replica() for _ in range(replicas)]
+        asked, shared = steady(2.0, 60.0), [replica() for _ in range(replicas)]
         for second in range(60):
-            for number, request in enumerate(asked[3 * second : 3 * second + 3]):
-                shared[(3 * second + number) % replicas].submit(request)
+            for number, request in enumerate(asked[2 * second : 2 * second + 2]):
+                shared[(2 * second + number) % replicas].submit(request)
             for one in shared:
                 one.advance(float(second), 1.0)
         return sum(one.recorded()["work"] for one in shared)
