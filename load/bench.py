@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from functools import partial
 from typing import Annotated, Any
 
@@ -19,7 +18,6 @@ from load.measurements import Level
 from load.report import console, engine_json, engine_table, http_table, ratio_table, write_json
 from load.supply import Plan
 from load.workload import Workload
-from serve_app.errors import ConfigError
 
 __all__ = ["app"]
 
@@ -84,7 +82,7 @@ def bench(
         model={"source": engine_model, "precision": precision},
         generator={"slots": slots, "threads": threads},
     )
-    address, key = Address.of(url), _api_key(api_key_env)
+    address, key = Address.of(url), options.api_key(api_key_env)
     levels = uvloop.run(_through_http(address, model, mode, key, timeout, workload, plan))
     console.print(http_table(levels))
     report: dict[str, Any] = {
@@ -124,16 +122,6 @@ async def _through_http(
     return await chats.measure(
         target, workload, plan, on_level=partial(options.say_level, "through HTTP")
     )
-
-
-def _api_key(variable: str | None) -> str | None:
-    """Read the API key from the environment, where no list of processes shows it."""
-    if variable is None:
-        return None
-    if not (key := os.environ.get(variable)):
-        msg = f"The environment has no {variable}, which --api-key-env names."
-        raise ConfigError(msg)
-    return key
 
 
 if __name__ == "__main__":

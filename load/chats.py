@@ -10,8 +10,9 @@ from typing import Any
 
 import orjson
 
-from load.dialects import MODES, Mode, ReplyStream, error_kind
-from load.http_client import Address, HttpClient, RequestFailed, Response
+from load.command_line import bearer
+from load.dialects import MODES, Mode, ReplyStream, refusal_kind
+from load.http_client import Address, HttpClient, RequestFailed
 from load.measurements import Level, Reply
 from load.supply import Plan, Supply
 from load.workload import Conversation, Workload
@@ -167,20 +168,11 @@ async def exchange(
         stream.failed(failure.kind)
     else:
         if response.status != 200:
-            stream.failed(_refusal(response))
+            stream.failed(refusal_kind(response.status, response.body))
         elif not stream.complete:
             stream.failed("cut")
     return stream
 
 
 def _client(address: Address, api_key: str | None) -> HttpClient:
-    return HttpClient(address, {} if api_key is None else {"authorization": f"Bearer {api_key}"})
-
-
-def _refusal(response: Response) -> str:
-    """Return what to count a refusal by: its status, and its code if it has one."""
-    try:
-        error = orjson.loads(response.body)["error"]
-    except (ValueError, KeyError, TypeError):
-        return str(response.status)
-    return f"{response.status} {error_kind(error)}"
+    return HttpClient(address, bearer(api_key))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from load.http_client import RequestFailed
-from serve_app.errors import ParleyError
+from serve_app.errors import ConfigError, ParleyError
 from serve_app.settings import PrecisionName
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "Temperature",
     "Threads",
     "Turns",
+    "api_key",
+    "bearer",
     "fresh_seed",
     "numbers",
     "run",
@@ -86,6 +89,25 @@ def numbers(text: str) -> tuple[int, ...]:
         msg = f"{text!r} is no list of numbers above 0 like 1,8,32."
         raise typer.BadParameter(msg)
     return values
+
+
+def api_key(variable: str | None) -> str | None:
+    """Read the API key from the environment, where no list of processes shows it.
+
+    Raises:
+        ConfigError: the environment has no such variable.
+    """
+    if variable is None:
+        return None
+    if not (key := os.environ.get(variable)):
+        msg = f"The environment has no {variable}, which --api-key-env names."
+        raise ConfigError(msg)
+    return key
+
+
+def bearer(key: str | None) -> dict[str, str]:
+    """Return the header that a key is sent in; none without a key."""
+    return {} if key is None else {"authorization": f"Bearer {key}"}
 
 
 def fresh_seed(seed: int | None) -> int:

@@ -13,9 +13,18 @@ from load.measurements import Reply, TokenCounts
 from load.workload import Workload
 from serve_app.messages.tokenization import Message
 
-__all__ = ["MODES", "ChatStream", "Mode", "ReplyStream", "ResponseStream", "error_kind"]
+__all__ = [
+    "MODES",
+    "ChatStream",
+    "CompletionStream",
+    "Mode",
+    "ReplyStream",
+    "ResponseStream",
+    "error_kind",
+    "refusal_kind",
+]
 
-Mode = Literal["chat", "responses"]
+Mode = Literal["chat", "completions", "responses"]
 
 
 class ReplyStream(ABC):
@@ -120,6 +129,37 @@ class ChatStream(ReplyStream):
             self.reply.tokens = _counts(usage, "prompt", "completion")
 
 
+class CompletionStream(ReplyStream):
+    """POST /v1/completions, with what was said so far as one text."""
+
+    PATH = "/completions"
+
+    @staticmethod
+    def body(model: str, messages: Sequence[Message], workload: Workload) -> dict[str, Any]:
+        """Return the question as JSON; see `ReplyStream.body`."""
+        body: dict[str, Any] = {
+            "model": model,
+            "prompt": "\n".join(message.content for message in messages),
+            "max_tokens": workload.output_tokens,
+            "temperature": workload.temperature,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if workload.ignore_eos:
+            body["ignore_eos"] = True
+        return body
+
+    def _take(self, event: dict[str, Any], now: float) -> None:
+        if (error := event.get("error")) is not None:
+            self.failed(error_kind(error))
+            return
+        for choice in event["choices"]:
+            if text := choice.get("text"):
+                self._heard(text, now)
+        if (usage := event.get("usage")) is not None:
+            self.reply.tokens = _counts(usage, "prompt", "completion")
+
+
 class ResponseStream(ReplyStream):
     """POST /v1/responses, with the whole conversation as its input."""
 
@@ -140,6 +180,15 @@ class ResponseStream(ReplyStream):
             body["ignore_eos"] = True
         return body
 
+    @staticmethod
+    def stored(
+        model: str, message: Message, workload: Workload, conversation: str
+    ) -> dict[str, Any]:
+        """Return a question for a conversation that the server stores: nothing but what is new."""
+        body = ResponseStream.body(model, (message,), workload)
+        del body["store"]
+        return body | {"conversation": conversation}
+
     def _take(self, event: dict[str, Any], now: float) -> None:
         match event["type"]:
             case "response.output_text.delta":
@@ -154,7 +203,11 @@ class ResponseStream(ReplyStream):
                 self.failed(error_kind(event.get("error", event)))
 
 
-MODES: dict[Mode, type[ReplyStream]] = {"chat": ChatStream, "responses": ResponseStream}
+MODES: dict[Mode, type[ReplyStream]] = {
+    "chat": ChatStream,
+    "completions": CompletionStream,
+    "responses": ResponseStream,
+}
 
 
 def error_kind(error: object) -> str:
@@ -162,6 +215,14 @@ def error_kind(error: object) -> str:
     if isinstance(error, dict):
         return str(error.get("code") or error.get("type") or "error event")
     return "error event"
+
+
+def refusal_kind(status: int, body: bytes | bytearray) -> str:
+    """Return what to count a refusal by: its status, and its code if it has one."""
+    try:
+        return f"{status} {error_kind(orjson.loads(body)['error'])}"
+    except (ValueError, KeyError, TypeError):
+        return str(status)
 
 
 def _as_json(messages: Sequence[Message]) -> list[dict[str, str]]:

@@ -9,18 +9,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
 
-from serve_app.cluster.deploy_file import default_deploy_file
+from serve_app.cluster.deploy_file import APPLICATION, default_deploy_file
 from serve_app.cluster.ports import free_ports
 from serve_app.cluster.processes import marked_processes
 from serve_app.cluster.run_folder import RunFolder
+from serve_app.cluster.serve_api import ServeApi
 from serve_app.errors import ConfigError
 from serve_app.settings import parley_home
 
@@ -46,6 +49,21 @@ class OwnCluster:
     pid: int
     home: Path
 
+    def replicas(self, deployment: str) -> dict[str, int]:
+        """Return how many replicas of a deployment Serve has, by their state.
+
+        Raises:
+            ConfigError: Serve can't be reached.
+        """
+        run = RunFolder(self.home)
+        state = run.state()
+        if state is None:
+            msg = "The cluster has ended."
+            raise ConfigError(msg)
+        with ServeApi(state.dashboard, run.token()) as serve:
+            deployments = serve.details()["applications"][APPLICATION]["deployments"]
+        return dict(Counter(replica["state"] for replica in deployments[deployment]["replicas"]))
+
     def processes(self) -> list[psutil.Process]:
         """Return all that run: Ray's, `parley up` itself and what it has started, Redis too."""
         up = psutil.Process(self.pid)
@@ -53,7 +71,12 @@ class OwnCluster:
 
 
 @contextmanager
-def own_cluster(settings: Mapping[str, str], *, replicas: int | None = 1) -> Iterator[OwnCluster]:
+def own_cluster(
+    settings: Mapping[str, str],
+    *,
+    replicas: int | None = 1,
+    generator_scaling: Mapping[str, object] | None = None,
+) -> Iterator[OwnCluster]:
     """Run `parley up` with settings of its own for as long as the context lasts.
 
     It listens on a free port and shares nothing with a Parley that runs here but the models, and
@@ -63,6 +86,7 @@ def own_cluster(settings: Mapping[str, str], *, replicas: int | None = 1) -> Ite
         settings: variables of the environment, `PARLEY_SECTION_KEY`.
         replicas: each deployment has so many and keeps to it: another one that started in the middle
             would take the processors from what is measured. None leaves it to the deploy file.
+        generator_scaling: keys of the Generator's `autoscaling_config` that are to be different.
 
     Raises:
         ConfigError: it doesn't start; the sentence quotes what it said.
@@ -73,10 +97,11 @@ def own_cluster(settings: Mapping[str, str], *, replicas: int | None = 1) -> Ite
         home = Path(folder)
         (home / "models").symlink_to(models)
         log, deploy_file = home / "up.log", home / "deploy.yaml"
-        deployed = default_deploy_file().read_text("utf-8")
-        deploy_file.write_text(
-            deployed if replicas is None else _replicas_each(deployed, replicas), "utf-8"
-        )
+        deployed = yaml.safe_load(default_deploy_file().read_text("utf-8"))
+        if replicas is not None:
+            _keep_to(deployed, replicas)
+        _scaling(deployed, "Generator").update(generator_scaling or {})
+        deploy_file.write_text(yaml.safe_dump(deployed), "utf-8")
         (port,) = free_ports(1)
         run = RunFolder(home)
         with log.open("wb") as output:
@@ -101,12 +126,24 @@ def own_cluster(settings: Mapping[str, str], *, replicas: int | None = 1) -> Ite
             shutil.rmtree(run.work_folder())
 
 
-def _replicas_each(deploy_file: str, count: int) -> str:
-    config = yaml.safe_load(deploy_file)
+def _keep_to(config: dict[str, Any], replicas: int) -> None:
     for application in config["applications"]:
         for deployment in application["deployments"]:
-            deployment["autoscaling_config"] |= {"min_replicas": count, "max_replicas": count}
-    return yaml.safe_dump(config)
+            deployment["autoscaling_config"] |= {
+                "min_replicas": replicas,
+                "max_replicas": replicas,
+            }
+
+
+def _scaling(config: dict[str, Any], name: str) -> dict[str, object]:
+    """Return a deployment's autoscaling configuration."""
+    found: dict[str, object] = next(
+        deployment["autoscaling_config"]
+        for application in config["applications"]
+        for deployment in application["deployments"]
+        if deployment["name"] == name
+    )
+    return found
 
 
 def _await_start(up: subprocess.Popen[bytes], run: RunFolder, log: Path) -> str:

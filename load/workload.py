@@ -10,7 +10,7 @@ from pathlib import Path
 from load.measurements import TokenCounts
 from serve_app.messages.tokenization import Message
 
-__all__ = ["Conversation", "Workload"]
+__all__ = ["Conversation", "Workload", "story_words"]
 
 # Chapter 1 of Alice's Adventures in Wonderland: plain English, in the public domain.
 _STORY = Path(__file__).parent.parent / "tests" / "data" / "alice_chapter_1.txt"
@@ -78,7 +78,7 @@ class Workload:
 
     def _question(self, chooser: random.Random) -> str:
         opener = chooser.choice(_QUESTIONS).split()
-        start = chooser.randrange(len(_story_words()))
+        start = chooser.randrange(len(story_words()))
         length = max(_words(self.prompt_tokens) - len(opener), 1)
         return " ".join([*opener, *_passage(start, length)])
 
@@ -129,10 +129,11 @@ def _words(tokens: int) -> int:
 
 def _passage(start: int, length: int) -> list[str]:
     """Return words of the story; what is longer than the story goes round it."""
-    story = _story_words()
+    story = story_words()
     return [story[(start + place) % len(story)] for place in range(length)]
 
 
 @cache
-def _story_words() -> tuple[str, ...]:
+def story_words() -> tuple[str, ...]:
+    """Return the words of a story in plain English, in order."""
     return tuple(_STORY.read_text(encoding="utf-8").split())

@@ -21,6 +21,7 @@ __all__ = [
     "Overloaded",
     "ParleyError",
     "PersonaNotFound",
+    "QueueFull",
     "RequestTimeout",
     "StateUnavailable",
     "TensorRTEngineError",
@@ -157,6 +158,10 @@ class Overloaded(ParleyError):
     status = 503
     code = "overloaded"
     kind = "overloaded_error"
+
+
+class QueueFull(Overloaded):
+    """A generator has as many waiting as it may; unlike one that stops, it will be asked again."""
 
 
 class StateUnavailable(ParleyError):

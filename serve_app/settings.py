@@ -142,6 +142,12 @@ class GeneratorSettings(_Section):
         "step, at most; 0 guesses nothing, and replies are the same either way",
     )
     threads: int = Field(0, ge=0, description="threads of the runtime; 0 takes the replica's CPUs")
+    warm_up_tokens: int = Field(
+        64,
+        ge=0,
+        le=256,
+        description="tokens of the prompt that a replica computes before it takes requests; 0 for none",
+    )
     stall_timeout_s: Seconds = Field(
         30.0, description="a step that takes longer fails the health check"
     )
@@ -176,6 +182,11 @@ class IngressSettings(_Section):
     )
     max_choices: Positive = Field(8, description="largest `n`")
     max_concurrent: Positive = Field(512, description="requests in progress per ingress replica")
+    admission_timeout_s: Seconds = Field(
+        30.0,
+        description="time in which a generator must take a request or refuse it; with generators that "
+        "scale to zero, more than one takes to start",
+    )
     generator_silence_s: Seconds = Field(
         10.0, description="a generator that sends no frame for this long is taken for lost"
     )

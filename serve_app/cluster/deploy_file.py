@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import ipaddress
 import math
 import os
@@ -184,6 +185,29 @@ def _faults(data: dict[str, Any]) -> Iterator[Fault]:
                     yield Fault(
                         (*here, "autoscaling_config", *found["loc"]), as_sentence(found["msg"])
                     )
+            else:
+                yield from _policy_faults(scaling, (*here, "autoscaling_config", "policy"))
+
+
+def _policy_faults(scaling: dict[str, Any], path: KeyPath) -> Iterator[Fault]:
+    """Check what our own policy is given: Serve would find out in its controller, while deploying."""
+    from serve_app.routing.autoscaling import ScaleByWork
+
+    policy = scaling.get("policy") or {}
+    if policy.get("policy_function") != f"{ScaleByWork.__module__}:{ScaleByWork.__name__}":
+        return
+    known = list(inspect.signature(ScaleByWork).parameters)
+    for name, value in (policy.get("policy_kwargs") or {}).items():
+        here = (*path, "policy_kwargs", name)
+        if name not in known:
+            yield Fault(here, unknown_key(str(name), known))
+        elif not isinstance(value, int | float):
+            yield Fault(here, "must be a number.")
+        else:
+            try:
+                ScaleByWork(**{name: value})
+            except ConfigError as error:
+                yield Fault(here, error.message)
 
 
 def _args_faults(args: dict[str, Any], path: KeyPath) -> Iterator[Fault]:

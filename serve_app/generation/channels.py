@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from itertools import chain
 
 from serve_app.messages.generation import Frame
@@ -68,7 +68,7 @@ class FrameChannels:
         if channel is not None and channel.streams:
             self._abandon(subscriber)
 
-    async def frames(self, subscriber: str) -> AsyncIterator[Frame]:
+    async def frames(self, subscriber: str) -> AsyncGenerator[Frame, None]:
         """Yield the subscriber's frames until it has had no stream for `LINGER_S`.
 
         A subscriber that keeps up gets one per step. For one that falls behind, frames that wait are

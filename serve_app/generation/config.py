@@ -109,6 +109,7 @@ class EngineStats:
         steps_total: steps since the start.
         step_s: seconds that the last step took.
         tokens_per_s: prompt and output tokens computed per second of recent steps.
+        work_s_total: seconds that all of it would have taken with every slot taken, see `Pace.work_s`.
         prefix_blocks: blocks of the prefix cache in use.
         prefix_capacity: blocks of the prefix cache.
         failed_steps: steps in a row that failed.
@@ -129,6 +130,7 @@ class EngineStats:
     steps_total: int
     step_s: float
     tokens_per_s: float
+    work_s_total: float
     prefix_blocks: int
     prefix_capacity: int
     failed_steps: int

@@ -5,17 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 
 import ray
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
+from serve_app.errors import GeneratorLost
 from serve_app.generation.backends.base import Backend
 from serve_app.generation.backends.opening import open_backend
 from serve_app.generation.backends.simulated import SimulatedBackend
 from serve_app.generation.channels import FrameChannels
 from serve_app.generation.engine import Engine, EngineConfig
-from serve_app.messages.generation import Admitted, Frame, GenerateRequest
+from serve_app.generation.forecast import WorkRate, predicted_ttft_s
+from serve_app.messages.generation import (
+    Admitted,
+    FinishReason,
+    Frame,
+    GenerateRequest,
+    SamplingParams,
+)
 from serve_app.models.store import PreparedModel
 from serve_app.models.tokenizer_files import TOKENIZER_FILE
 from serve_app.routing.draining import when_draining
@@ -27,6 +36,8 @@ from serve_app.telemetry import metrics
 __all__ = ["Generator"]
 
 GAUGES_EVERY_S = 1.0
+_WARM_UP = "warm-up"
+_WARM_UP_REPLY = 4
 
 
 @serve.deployment(
@@ -48,6 +59,8 @@ class Generator:
         self._engine.start()
         # Before Serve's own limit, so that what doesn't end in time is handed back and not lost.
         when_draining(lambda: self._engine.drain(self._settings.drain_timeout_s))
+        await self._warm_up()
+        self._work = WorkRate()
         self._gauges = asyncio.create_task(self._keep_gauges())
 
     async def submit(
@@ -99,8 +112,15 @@ class Generator:
         return {"streams": float(stats.running + stats.waiting)}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Tell the autoscaler the same."""
-        return self.record_routing_stats()
+        """Tell the autoscaler what `ScaleByWork` decides by."""
+        stats = self._engine.stats()
+        return {
+            "streams": float(stats.running + stats.waiting),
+            "slots": float(stats.slots),
+            "work": self._work.since_last(stats),
+            "queued_tokens": float(stats.queued_prompt_tokens),
+            "predicted_ttft_s": predicted_ttft_s(stats),
+        }
 
     def check_health(self) -> None:
         """Raise when the step loop is dead or stuck."""
@@ -122,6 +142,34 @@ class Generator:
             eos_token_ids=info.eos_token_ids,
             deliver=lambda frames: self._channels.deliver(frames),
         )
+
+    async def _warm_up(self) -> None:
+        """Compute one short reply, since Serve sends requests as soon as the constructor returns.
+
+        The first step of a process maps the weights' pages, starts threads and fills the runtime's
+        caches; whoever came first would wait for all of that.
+
+        Raises:
+            GeneratorLost: the reply can't be computed: the replica doesn't start.
+        """
+        tokens = min(self._settings.warm_up_tokens, self._engine.config.max_len - _WARM_UP_REPLY)
+        if tokens < 1:
+            return
+        request = GenerateRequest(
+            request_id=_WARM_UP,
+            subscriber=_WARM_UP,
+            stream=0,
+            prompt=tuple(range(tokens)),
+            sampling=SamplingParams(max_tokens=_WARM_UP_REPLY, seed=0, ignore_eos=True),
+        )
+        self._engine.submit(request)
+        self._channels.open_stream(_WARM_UP, request.stream)
+        async with aclosing(self._channels.frames(_WARM_UP)) as frames:
+            async for frame in frames:
+                for finished in frame.finished:
+                    if finished.reason is FinishReason.ERROR:
+                        raise GeneratorLost(finished.error_message or "The first step failed.")
+                    return
 
     async def _keep_gauges(self) -> None:
         while True:

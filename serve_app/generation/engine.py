@@ -15,6 +15,7 @@ from serve_app.errors import (
     GeneratorLost,
     InvalidRequest,
     Overloaded,
+    QueueFull,
 )
 from serve_app.generation.backends.base import Backend
 from serve_app.generation.config import EngineConfig, EngineStats
@@ -113,7 +114,7 @@ class Engine:
         Raises:
             InvalidRequest: the request can't be meant: no prompt, an unknown token, an id in use.
             ContextLengthExceeded: the prompt leaves no room for a reply.
-            Overloaded: the queue is full.
+            QueueFull: as many wait as may.
             GeneratorLost: the engine is stopping; another one may take the request.
         """
         self._check_request(request)
@@ -178,6 +179,7 @@ class Engine:
             steps_total=core.steps,
             step_s=core.step_s,
             tokens_per_s=core.tokens_per_s,
+            work_s_total=core.work_s,
             prefix_blocks=core.prefixes.used,
             prefix_capacity=core.prefixes.capacity,
             failed_steps=core.failures,
@@ -261,7 +263,7 @@ class Engine:
                 f"The queue of this generator is full ({self.config.max_queued} waiting); "
                 f"try again in {retry_after:.0f} s."
             )
-            raise Overloaded(msg, retry_after=retry_after)
+            raise QueueFull(msg, retry_after=retry_after)
         if request.request_id in self._streams:
             msg = f"A request called {request.request_id} is in progress; choose another id."
             raise InvalidRequest(msg)

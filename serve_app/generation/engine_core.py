@@ -61,6 +61,7 @@ class EngineCore:
         draft_hits: guesses among them that were right.
         steps: steps taken.
         step_s: seconds of the last one.
+        work_s: seconds that what was computed would have taken with every slot taken.
         failures: steps in a row that failed, of those that computed logits.
         failure: the last of these failures.
     """
@@ -87,6 +88,7 @@ class EngineCore:
         self.draft_hits = 0
         self.steps = 0
         self.step_s = 0.0
+        self.work_s = 0.0
         self.failures = 0
         self.failure: Exception | None = None
         self._backend = backend
@@ -139,6 +141,11 @@ class EngineCore:
                 decoding=decoding,
                 prompt_tokens=self.prefilled - prefilled,
                 drafted=self.drafted - drafted,
+            )
+            self.work_s += self._pace.work_s(
+                decoding=decoding,
+                prompt_tokens=self.prefilled - prefilled,
+                slots=self.slots.count,
             )
         self._recent_tokens *= _MEMORY
         self._recent_tokens += self.generated + self.prefilled - done

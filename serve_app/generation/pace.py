@@ -83,6 +83,21 @@ class Pace:
         seconds = itself + each * decoding + token * prompt_tokens
         return each * decoding / seconds if seconds else 0.0
 
+    def work_s(self, *, decoding: int, prompt_tokens: int, slots: int) -> float:
+        """Return the seconds that some tokens take in steps whose slots are all taken.
+
+        A step for few streams takes nearly as long as one for many, so how long an engine has been busy
+        says little of what it could do besides. This does: it is the same however the streams are
+        spread over replicas.
+
+        Args:
+            decoding: tokens that were decoded.
+            prompt_tokens: tokens of prompts that were computed.
+            slots: the engine's slots.
+        """
+        itself, each, token = self._costs
+        return decoding * (itself / slots + each) + prompt_tokens * token
+
     def _fit(self) -> tuple[float, float, float]:
         """Return the costs that the steps so far come nearest to."""
         fitted = np.linalg.solve(self._squares + _RIDGE * np.eye(3), self._seconds) / _SCALES

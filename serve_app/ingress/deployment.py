@@ -73,6 +73,7 @@ class Ingress:
                 silence_s=settings.ingress.generator_silence_s,
                 max_moves=settings.ingress.max_moves,
                 shutting_down=drain_flag(parley_home()).exists,
+                admission_s=settings.ingress.admission_timeout_s,
             ),
             generator_stats=generators,
             dialogue=RemoteDialogue(dialogue, timeout_s=UNARY_TIMEOUT_S),

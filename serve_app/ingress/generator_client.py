@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from serve_app.errors import GeneratorLost, Overloaded, ParleyError
+from serve_app.errors import GeneratorLost, Overloaded, ParleyError, QueueFull
 from serve_app.ingress.streams import TokenStream
 from serve_app.messages.generation import Admitted, FinishReason, Frame, GenerateRequest
 from serve_app.telemetry import metrics
@@ -30,6 +30,11 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 _LOST_LOAD = 1_000_000
 
 _Cause = Literal["lost", "handed_back"]
+
+FULL_FOR_S = 0.25
+"""So long after a full queue nobody else is sent there: a refusal by the generator costs what an
+admission does, and under overload these would take the time of those who are answered. A full queue
+holds more than a generator answers meanwhile."""
 
 
 class GeneratorPort(Protocol):
@@ -97,6 +102,19 @@ class GeneratorClient:
         self._shunned: dict[str, float] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watchdog: asyncio.Task[Any] | None = None
+        # What the last full queue said, and the seconds after which it said to come back.
+        self._refusal: tuple[str, float | None] = ("", None)
+        self._full_until = 0.0
+
+    def check_room(self) -> None:
+        """Refuse early what would be refused anyway, before anything is done for it.
+
+        Raises:
+            QueueFull: a generator's queue was full a moment ago.
+        """
+        if time.monotonic() < self._full_until:
+            message, retry_after = self._refusal
+            raise QueueFull(message, retry_after=retry_after)
 
     async def open(self, request: GenerateRequest) -> TokenStream:
         """Submit a request; its `subscriber` and `stream` are filled in here.
@@ -178,6 +196,10 @@ class GeneratorClient:
         try:
             async with asyncio.timeout(min(within_s, stream.left_s)):
                 admitted = await anext(calls)
+        except QueueFull as refusal:
+            self._refusal = refusal.message, refusal.retry_after
+            self._full_until = time.monotonic() + FULL_FOR_S
+            raise
         except ParleyError:
             raise
         except TimeoutError:

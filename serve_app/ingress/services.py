@@ -116,7 +116,12 @@ class Services:
         return SamplingDefaults(**self.settings.sampling.model_dump())
 
     def generation(self) -> Generation:
-        """Start the clock of a request that will generate."""
+        """Start the clock of a request that will generate.
+
+        Raises:
+            QueueFull: it would be refused anyway.
+        """
+        self.generators.check_room()
         limit_s = self.settings.ingress.request_timeout_s
         return Generation(self.generators, self.table, limit_s=limit_s)
 

@@ -16,6 +16,7 @@ from ray.serve._private.constants import HEALTH_CHECK_METHOD
 from serve_app.errors import GeneratorLost
 from serve_app.generation import deployment
 from serve_app.messages.generation import FinishReason
+from serve_app.generation.backends.simulated import SimulatedBackend
 from serve_app.models.store import PreparedModel
 from serve_app.settings import Settings
 
@@ -40,26 +41,36 @@ def draining() -> list[Callable[[], None]]:
     return []
 
 
-@pytest.fixture
-async def replica(
+@pytest.fixture(autouse=True)
+def _without_ray(
     monkeypatch: pytest.MonkeyPatch,
     bundled_int8: PreparedModel,
-    backend: GatedBackend,
+    backend: SimulatedBackend,
     draining: list[Callable[[], None]],
-) -> AsyncIterator[Any]:
-    """The deployment as Serve constructs it, without Ray."""
+) -> None:
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r"))
     monkeypatch.setattr(deployment, "listen_on_node_address", lambda: None)
     monkeypatch.setattr(deployment, "when_draining", draining.append)
     monkeypatch.setattr(deployment.serve, "get_replica_context", lambda: context)
     monkeypatch.setattr(deployment, "served_model", lambda _: bundled_int8)
     monkeypatch.setattr(deployment, "_backend", lambda *_: backend)
-    settings = {"max_len": 64, "slots": 4, "max_cached_tokens": 256, "stall_timeout_s": 0.05}
-    settings["drain_timeout_s"] = 0.05
+
+
+async def construct(made: Any, **settings: float) -> None:
+    limits = {"max_len": 64, "slots": 4, "max_cached_tokens": 256, "stall_timeout_s": 0.05}
+    limits["drain_timeout_s"] = 0.05
+    await made.__init__(Settings.load({"generator": limits | settings}))
+
+
+@pytest.fixture
+async def replica(backend: SimulatedBackend) -> AsyncIterator[Any]:
+    """The deployment as Serve constructs it, without Ray."""
     made = object.__new__(Replica)
-    await made.__init__(Settings.load({"generator": settings}))
+    # A step that waits to be let through would keep the constructor waiting.
+    await construct(made, **({"warm_up_tokens": 0} if isinstance(backend, GatedBackend) else {}))
     yield made
-    backend.let_go()
+    if isinstance(backend, GatedBackend):
+        backend.let_go()
     await _Generator.__del__(made)
 
 
@@ -93,3 +104,23 @@ async def test_a_generator_that_is_stopped_hands_its_streams_back_over_the_open_
         assert ends == [FinishReason.HANDED_BACK]
         with pytest.raises(GeneratorLost, match="stopping"):
             await anext(replica.submit(request(), load={}, affinity=None))
+@pytest.mark.parametrize("backend", [SimulatedBackend()])
+async def test_a_generator_has_computed_a_reply_before_it_takes_requests(replica: Any) -> None:
+    stats = await replica.stats()
+    assert stats["generated_total"] > 0
+    assert stats["prefilled_total"] > 0
+    assert replica._channels.subscribers == 0
+
+
+class BrokenBackend(SimulatedBackend):
+    def step(self, *_: Any) -> Any:
+        message = "no logits today"
+        raise RuntimeError(message)
+
+
+@pytest.mark.parametrize("backend", [BrokenBackend()])
+async def test_a_generator_that_can_compute_nothing_does_not_start() -> None:
+    made = object.__new__(Replica)
+    with pytest.raises(GeneratorLost, match="failed while computing"):
+        await construct(made)
+    await asyncio.to_thread(made._engine.stop, 0.0)

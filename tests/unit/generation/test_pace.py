@@ -189,3 +189,16 @@ def test_a_prompt_is_the_same_however_it_was_cut():
         replies.append(stepper.listener.tokens[asked.stream])
     assert replies[0] == replies[1] == replies[2]
     assert len(replies[0]) == 10
+
+
+def test_work_counts_a_token_with_what_it_takes_in_a_full_step() -> None:
+    pace = Pace(2.0)
+    for _ in range(50):
+        for decoding in (1, 8):
+            pace.observe(0.02 + 0.001 * decoding, decoding=decoding, prompt_tokens=0)
+            pace.observe(0.084 + 0.001 * decoding, decoding=decoding, prompt_tokens=64)
+    # A full step's share of one stream, however few there were; and prompts as they are.
+    assert pace.work_s(decoding=1, prompt_tokens=0, slots=8) == pytest.approx(0.0035, rel=0.02)
+    assert pace.work_s(decoding=8, prompt_tokens=0, slots=8) == pytest.approx(0.028, rel=0.02)
+    assert pace.work_s(decoding=0, prompt_tokens=64, slots=8) == pytest.approx(0.064, rel=0.02)
+    assert Pace(2.0).work_s(decoding=8, prompt_tokens=8, slots=8) == 0.0

@@ -11,7 +11,7 @@ import pytest
 from played_generators import Ingress, end, frame, lost, soon
 from ray.exceptions import RayActorError
 
-from serve_app.errors import InvalidRequest, Overloaded, ParleyError
+from serve_app.errors import GeneratorLost, InvalidRequest, Overloaded, ParleyError, QueueFull
 from serve_app.ingress import generator_client
 from serve_app.ingress.generator_client import ADMISSION_TRIES
 from serve_app.messages.generation import Admitted, FinishReason, Frame
@@ -271,3 +271,35 @@ async def test_an_ingress_that_no_longer_watches_is_unhealthy(ingress: Ingress) 
     await end(ingress)
     with pytest.raises(RuntimeError, match="watch"):
         ingress.client.check()
+
+
+async def test_after_a_full_queue_nobody_is_sent_there_for_a_moment(
+    ingress: Ingress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generator_client, "FULL_FOR_S", 0.05)
+    client = ingress.client
+
+    def has_room() -> bool:
+        try:
+            client.check_room()
+        except QueueFull:
+            return False
+        return True
+
+    assert has_room()
+    call, opening = await ingress.open()
+    call.send(QueueFull("The queue is full.", retry_after=7.0))
+    with pytest.raises(QueueFull):
+        await opening
+    with pytest.raises(QueueFull, match="The queue is full") as refused:
+        client.check_room()
+    assert refused.value.retry_after == 7.0
+    await soon(has_room)
+
+
+async def test_a_generator_that_stops_is_no_full_queue(ingress: Ingress) -> None:
+    call, opening = await ingress.open()
+    call.send(Overloaded("This generator is stopping."))
+    with pytest.raises(Overloaded):
+        await opening
+    ingress.client.check_room()

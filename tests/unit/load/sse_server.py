@@ -84,7 +84,7 @@ async def _read(reader: asyncio.StreamReader) -> Request | None:
     headers = {
         name.lower(): value for name, value in (line.split(": ", maxsplit=1) for line in lines)
     }
-    body = await reader.readexactly(int(headers["content-length"]))
+    body = await reader.readexactly(int(headers.get("content-length", 0)))
     return Request(method, path, headers, json.loads(body) if body else None)
 
 
