@@ -14,7 +14,6 @@ from serve_app.errors import (
     ContextLengthExceeded,
     GeneratorLost,
     InvalidRequest,
-    Overloaded,
     QueueFull,
 )
 from serve_app.generation.backends.base import Backend

@@ -15,8 +15,8 @@ from ray.serve._private.constants import HEALTH_CHECK_METHOD
 
 from serve_app.errors import GeneratorLost
 from serve_app.generation import deployment
-from serve_app.messages.generation import FinishReason
 from serve_app.generation.backends.simulated import SimulatedBackend
+from serve_app.messages.generation import FinishReason
 from serve_app.models.store import PreparedModel
 from serve_app.settings import Settings
 
@@ -104,6 +104,8 @@ async def test_a_generator_that_is_stopped_hands_its_streams_back_over_the_open_
         assert ends == [FinishReason.HANDED_BACK]
         with pytest.raises(GeneratorLost, match="stopping"):
             await anext(replica.submit(request(), load={}, affinity=None))
+
+
 @pytest.mark.parametrize("backend", [SimulatedBackend()])
 async def test_a_generator_has_computed_a_reply_before_it_takes_requests(replica: Any) -> None:
     stats = await replica.stats()

@@ -11,7 +11,7 @@ import pytest
 from played_generators import Ingress, end, frame, lost, soon
 from ray.exceptions import RayActorError
 
-from serve_app.errors import GeneratorLost, InvalidRequest, Overloaded, ParleyError, QueueFull
+from serve_app.errors import InvalidRequest, Overloaded, ParleyError, QueueFull
 from serve_app.ingress import generator_client
 from serve_app.ingress.generator_client import ADMISSION_TRIES
 from serve_app.messages.generation import Admitted, FinishReason, Frame
