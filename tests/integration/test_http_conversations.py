@@ -35,7 +35,12 @@ def running(
     url = shared_redis.url()
     assert url is not None
     with service(
-        bundled_tokenizer, tmp_path, redis_url=url, backends=[simulated(step_s=0.01)] * 2
+        bundled_tokenizer,
+        tmp_path,
+        redis_url=url,
+        backends=[simulated(step_s=0.01)] * 2,
+        # A reply ends with its generator.
+        settings=settings_with(ingress={"max_moves": 0}),
     ) as made:
         yield made
 
