@@ -98,7 +98,38 @@ class ReplyStream(ABC):
         self.reply.arrived(now)
 
 
-class ChatStream(ReplyStream):
+class _ChoiceStream(ReplyStream):
+    """What both kinds of completions have in common: events of choices, and usage at the end."""
+
+    @staticmethod
+    @abstractmethod
+    def _text(choice: dict[str, Any]) -> str | None:
+        """Return what an event's choice adds to the reply."""
+
+    def _take(self, event: dict[str, Any], now: float) -> None:
+        if (error := event.get("error")) is not None:
+            self.failed(error_kind(error))
+            return
+        for choice in event["choices"]:
+            if text := self._text(choice):
+                self._heard(text, now)
+        if (usage := event.get("usage")) is not None:
+            self.reply.tokens = _counts(usage, "prompt", "completion")
+
+
+def _options(workload: Workload) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "max_tokens": workload.output_tokens,
+        "temperature": workload.temperature,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if workload.ignore_eos:
+        options["ignore_eos"] = True
+    return options
+
+
+class ChatStream(_ChoiceStream):
     """POST /v1/chat/completions."""
 
     PATH = "/chat/completions"
@@ -106,30 +137,19 @@ class ChatStream(ReplyStream):
     @staticmethod
     def body(model: str, messages: Sequence[Message], workload: Workload) -> dict[str, Any]:
         """Return the question as JSON; see `ReplyStream.body`."""
-        body: dict[str, Any] = {
+        return {
             "model": model,
             "messages": _as_json(messages),
-            "max_tokens": workload.output_tokens,
-            "temperature": workload.temperature,
-            "stream": True,
-            "stream_options": {"include_usage": True},
+            **_options(workload),
         }
-        if workload.ignore_eos:
-            body["ignore_eos"] = True
-        return body
 
-    def _take(self, event: dict[str, Any], now: float) -> None:
-        if (error := event.get("error")) is not None:
-            self.failed(error_kind(error))
-            return
-        for choice in event["choices"]:
-            if text := choice["delta"].get("content"):
-                self._heard(text, now)
-        if (usage := event.get("usage")) is not None:
-            self.reply.tokens = _counts(usage, "prompt", "completion")
+    @staticmethod
+    def _text(choice: dict[str, Any]) -> str | None:
+        text: str | None = choice["delta"].get("content")
+        return text
 
 
-class CompletionStream(ReplyStream):
+class CompletionStream(_ChoiceStream):
     """POST /v1/completions, with what was said so far as one text."""
 
     PATH = "/completions"
@@ -137,27 +157,16 @@ class CompletionStream(ReplyStream):
     @staticmethod
     def body(model: str, messages: Sequence[Message], workload: Workload) -> dict[str, Any]:
         """Return the question as JSON; see `ReplyStream.body`."""
-        body: dict[str, Any] = {
+        return {
             "model": model,
             "prompt": "\n".join(message.content for message in messages),
-            "max_tokens": workload.output_tokens,
-            "temperature": workload.temperature,
-            "stream": True,
-            "stream_options": {"include_usage": True},
+            **_options(workload),
         }
-        if workload.ignore_eos:
-            body["ignore_eos"] = True
-        return body
 
-    def _take(self, event: dict[str, Any], now: float) -> None:
-        if (error := event.get("error")) is not None:
-            self.failed(error_kind(error))
-            return
-        for choice in event["choices"]:
-            if text := choice.get("text"):
-                self._heard(text, now)
-        if (usage := event.get("usage")) is not None:
-            self.reply.tokens = _counts(usage, "prompt", "completion")
+    @staticmethod
+    def _text(choice: dict[str, Any]) -> str | None:
+        text: str | None = choice.get("text")
+        return text
 
 
 class ResponseStream(ReplyStream):
