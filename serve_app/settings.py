@@ -26,12 +26,14 @@ __all__ = [
     "OTHER_VARIABLES",
     "AuthSettings",
     "DialogueSettings",
+    "EncryptionSettings",
     "FormName",
     "GeneratorSettings",
     "IngressSettings",
     "ModelSettings",
     "PrecisionName",
     "RedisSettings",
+    "ResponsesSettings",
     "SamplingSettings",
     "Settings",
     "TokenizerSettings",
@@ -197,6 +199,55 @@ class DialogueSettings(_Section):
     max_items: Positive = Field(10_000, description="most items kept of one conversation")
 
 
+class ResponsesSettings(_Section):
+    """How responses are stored, and what happens when two meet in one conversation."""
+
+    store: bool = Field(
+        default=True,
+        description="keep the responses to requests that don't say; `store` in one decides",
+    )
+    on_busy: Literal["enqueue", "reject", "interrupt"] = Field(
+        "enqueue",
+        description="what a turn does while another one of its conversation runs; `on_busy` in a "
+        "request decides",
+    )
+    max_queued_turns: Positive = Field(
+        16, description="most turns of one conversation that run or wait"
+    )
+    journal_interval_s: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="how often what running responses have said is written to their journals",
+    )
+    journal_ttl_s: Positive = Field(
+        600, description="time that the journal of a response nobody finishes is kept"
+    )
+    journal_entries: Positive = Field(
+        20_000, description="most entries of a journal, each of them one interval's events"
+    )
+    lease_s: Seconds = Field(
+        15.0, description="a response whose replica is silent for this long is lost"
+    )
+    idempotency_ttl_s: Positive = Field(
+        86400, description="time that an Idempotency-Key stands for its first request"
+    )
+
+
+class EncryptionSettings(_Section):
+    """Encryption of what is stored."""
+
+    enabled: bool = Field(default=True, description="false stores what people say as it is")
+    keys_file: Path | None = Field(
+        None,
+        description="JSON file of keys; null takes PARLEY_HOME/encryption.json, which the first "
+        "`parley up` makes",
+    )
+    keys: SecretStr | None = Field(
+        None, description="the keys themselves, as ID:BASE64, newest last, with commas between"
+    )
+
+
 class TokenizerSettings(_Section):
     """The tokenizer deployment."""
 
@@ -243,8 +294,10 @@ class Settings(BaseSettings):
     sampling: SamplingSettings = SamplingSettings()
     ingress: IngressSettings = IngressSettings()
     dialogue: DialogueSettings = DialogueSettings()
+    responses: ResponsesSettings = ResponsesSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     redis: RedisSettings = RedisSettings()
+    encryption: EncryptionSettings = EncryptionSettings()
     auth: AuthSettings = AuthSettings()
 
     @classmethod

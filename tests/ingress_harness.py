@@ -38,7 +38,9 @@ from serve_app.ingress.application import build_application
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.edge import EdgeMiddleware
 from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
+from serve_app.ingress.stores import Stores
 from serve_app.messages.dialogue import PlanTurn, TurnPlan
 from serve_app.messages.generation import Admitted, Frame, GenerateRequest
 from serve_app.messages.tokenization import ChatEncoding, TokenizerInfo
@@ -48,6 +50,7 @@ from serve_app.settings import Settings
 from serve_app.state.connection import RedisPool
 from serve_app.state.conversations import ConversationStore
 from serve_app.state.keys import KeyRing
+from serve_app.state.sealing import KeyFile, Seal
 from serve_app.tokenization.tokenizer import ChatTokenizer
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -281,6 +284,8 @@ class Service:
         client: all streams of the ingress.
         like_serve: what stands between the edge and the application.
         keys: API keys.
+        stores: what the ingress keeps in Redis.
+        runs: the responses that it is making.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, port: int, folder: Path) -> None:
@@ -311,28 +316,34 @@ class Service:
         tokenizer, table = _loaded(tokenizer_folder, info)
         self.tokenizer = AsyncTokenizer(tokenizer)
         pool = RedisPool(redis_url, settings.redis)
+        key_file = KeyFile(self._folder / "encryption.json")
+        key_file.ensure()
+        seal = Seal(key_file.read())
         store = ConversationStore(
             pool,
             key_prefix="parley",
             ttl_s=settings.dialogue.conversation_ttl_s,
             max_items=settings.dialogue.max_items,
+            seal=seal,
         )
+        self.stores = Stores.over(pool, settings, seal, owner=self.client.subscriber)
         self.dialogue = Dialogue(
             store, self.tokenizer, settings.dialogue, context_length=wanted.max_len
         )
         self.dialogue.pool = pool
-        application = build_application(
-            Services(
-                settings=settings,
-                model=info,
-                table=table,
-                generators=self.client,
-                generator_stats=self.generators,
-                dialogue=self.dialogue,
-                tokenizer=self.tokenizer,
-                keys=self.keys,
-            )
+        services = Services(
+            settings=settings,
+            model=info,
+            table=table,
+            generators=self.client,
+            generator_stats=self.generators,
+            dialogue=self.dialogue,
+            tokenizer=self.tokenizer,
+            keys=self.keys,
+            stores=self.stores,
         )
+        self.runs = Runs(services)
+        application = build_application(services, self.runs)
         self.like_serve = LikeServe(application)
         return EdgeMiddleware(self.like_serve, settings.ingress)
 

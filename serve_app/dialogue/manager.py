@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import blake2b
-from typing import Literal, Protocol
+from typing import Protocol
 
 from serve_app.dialogue.planner import Budget, fit, leading, plan
-from serve_app.messages.dialogue import (
-    CommitTurn,
-    ConversationView,
-    Item,
-    ItemsPage,
-    PlanTurn,
-    TurnPlan,
-)
+from serve_app.messages.dialogue import CommitTurn, Item, PlanTurn, TurnPlan
 from serve_app.messages.tokenization import ChatEncoding, Message
 from serve_app.settings import DialogueSettings
 from serve_app.state.conversations import ConversationStore
-from serve_app.state.records import StoredConversation, StoredItem
+from serve_app.state.records import StoredItem
+from serve_app.state.turns import BegunTurn
 
 __all__ = ["DialogueManager", "TokenizerPort"]
 
@@ -35,7 +30,7 @@ class TokenizerPort(Protocol):
 
 
 class DialogueManager:
-    """Plans and commits turns, and keeps the conversations that they belong to.
+    """Plans and commits turns.
 
     Whatever touches a stored conversation raises StateUnavailable when Redis can't be reached and
     ConversationNotFound when the tenant has no such conversation; stateless turns need no Redis.
@@ -67,9 +62,13 @@ class DialogueManager:
             ContextLengthExceeded: what must be in the prompt doesn't fit.
             InvalidRequest: the model's chat template doesn't take these messages.
         """
-        history: tuple[StoredItem, ...] = ()
-        if turn.conversation is not None:
-            _, history = await self._store.load(turn.tenant, turn.conversation)
+        begun = await self._begin(turn)
+        if begun.waits or begun.repeated:
+            return TurnPlan(waits=begun.waits, repeated=begun.repeated)
+        history = begun.history
+        asked = tuple(Message(item.role, item.content) for item in begun.asked)
+        if not turn.messages:
+            turn = replace(turn, messages=asked)
         messages = self._conversation(history, turn)
         affinity = turn.conversation or _common_beginning(messages)
         budget = Budget(
@@ -92,6 +91,9 @@ class DialogueManager:
                     max_tokens=planned.max_tokens,
                     turns_left_out=left_out,
                     affinity=affinity,
+                    hidden=begun.hidden,
+                    base=begun.base if turn.begin is not None else None,
+                    asked=asked,
                 )
             left_out += planned.turns_left_out
 
@@ -102,55 +104,24 @@ class DialogueManager:
             InvalidRequest: one of its items is in the conversation already.
             CommitUnknown: it may have been stored, or not.
         """
-        await self._store.commit(
+        await self._store.turns.commit(
             turn.tenant,
             turn.conversation,
             response=turn.response,
             items=[_stored(item) for item in turn.items],
+            owner=turn.owner,
+            base=turn.base,
+            record=turn.record,
         )
 
-    async def create(
-        self, tenant: str, *, metadata: Mapping[str, str], items: Sequence[Item] = ()
-    ) -> ConversationView:
-        """Start a conversation, with items in it if there are any."""
-        view = await self._store.create(
-            tenant, metadata=metadata, items=[_stored(item) for item in items]
-        )
-        return _view(view)
-
-    async def get(self, tenant: str, conversation: str) -> ConversationView:
-        """Return a conversation without its items."""
-        return _view(await self._store.get(tenant, conversation))
-
-    async def delete(self, tenant: str, conversation: str) -> None:
-        """Forget a conversation and everything in it."""
-        await self._store.delete(tenant, conversation)
-
-    async def items(
-        self,
-        tenant: str,
-        conversation: str,
-        *,
-        after: str | None = None,
-        limit: int = 20,
-        order: Literal["asc", "desc"] = "desc",
-    ) -> ItemsPage:
-        """Return a page of a conversation's items.
-
-        Args:
-            tenant: whose conversation it is.
-            conversation: its id.
-            after: id of the item before the page; None starts at the beginning.
-            limit: most items of the page, at least 1.
-            order: oldest first ("asc") or newest first.
-
-        Raises:
-            InvalidRequest: there is no item `after`.
-        """
-        items, has_more = await self._store.items(
-            tenant, conversation, after=after, limit=limit, order=order
-        )
-        return ItemsPage(tuple(_item(item) for item in items), has_more)
+    async def _begin(self, turn: PlanTurn) -> BegunTurn:
+        """Load what was said before a turn, and take the turn's place behind it."""
+        if turn.conversation is None:
+            return BegunTurn()
+        if turn.begin is not None:
+            return await self._store.turns.begin(turn.tenant, turn.conversation, turn.begin)
+        _, history = await self._store.load(turn.tenant, turn.conversation)
+        return BegunTurn(history=history)
 
     def _conversation(self, history: Sequence[StoredItem], turn: PlanTurn) -> tuple[Message, ...]:
         """Return all messages, the system's first: instructions, else its own, else the persona."""
@@ -175,13 +146,3 @@ def _common_beginning(messages: Sequence[Message]) -> str:
 
 def _stored(item: Item) -> StoredItem:
     return StoredItem(item.id, item.role, item.content, item.status, item.response, item.created_at)
-
-
-def _item(stored: StoredItem) -> Item:
-    return Item(
-        stored.id, stored.role, stored.content, stored.status, stored.response, stored.created_at
-    )
-
-
-def _view(stored: StoredConversation) -> ConversationView:
-    return ConversationView(stored.id, stored.created_at, dict(stored.metadata))

@@ -15,11 +15,15 @@ from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.edge import use_limits
 from serve_app.ingress.generator_client import GeneratorClient
 from serve_app.ingress.remote import RemoteDialogue, RemoteGenerator, RemoteTokenizer
+from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
+from serve_app.ingress.stores import Stores
 from serve_app.routing.listening import listen_on_node_address, open_to_other_machines
 from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import Settings, parley_home
+from serve_app.state.connection import RedisPool
 from serve_app.state.keys import KeyRing
+from serve_app.state.sealing import open_seal
 
 __all__ = ["Ingress"]
 
@@ -64,16 +68,25 @@ class Ingress:
         use_limits(settings.ingress)
         model = served_model(settings)
         generators = RemoteGenerator(generator, timeout_s=UNARY_TIMEOUT_S)
+        client = GeneratorClient(generators, silence_s=settings.ingress.generator_silence_s)
+        stores = Stores.over(
+            RedisPool.open(settings.redis, parley_home()),
+            settings,
+            open_seal(settings.encryption, parley_home()),
+            owner=client.subscriber,
+        )
         self._services = Services(
             settings=settings,
             model=tokenizer_info(model, settings),
             table=TokenTable(TokenizerFile.from_file(str(model.path / "tokenizer.json"))),
-            generators=GeneratorClient(generators, silence_s=settings.ingress.generator_silence_s),
+            generators=client,
             generator_stats=generators,
             dialogue=RemoteDialogue(dialogue, timeout_s=UNARY_TIMEOUT_S),
             tokenizer=RemoteTokenizer(tokenizer, timeout_s=UNARY_TIMEOUT_S),
             keys=keys,
+            stores=stores,
         )
+        self._runs = Runs(self._services)
 
     def check_health(self) -> None:
         """Raise when this replica could no longer tell that a generator is lost."""
@@ -81,4 +94,8 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Build the application once the services are there; Serve calls this."""
-        return build_application(self._services)
+        return build_application(self._services, self._runs)
+
+    async def __del__(self) -> None:
+        """Let the responses that nobody waits for end, before Serve ends this replica."""
+        await self._runs.drain()

@@ -1,12 +1,14 @@
-"""Ingress → Dialogue: plan a turn, commit a turn, and the conversations themselves."""
+"""Ingress → Dialogue: plan a turn, commit a turn."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 from serve_app.messages.tokenization import Message
+from serve_app.state.turns import TurnBegin
 
-__all__ = ["CommitTurn", "ConversationView", "Item", "ItemsPage", "PlanTurn", "TurnPlan"]
+__all__ = ["CommitTurn", "Item", "PlanTurn", "TurnPlan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,7 @@ class PlanTurn:
         instructions: a system message for this turn only, in front of everything.
         max_tokens: most new tokens asked for; None leaves it to the context that is left.
         truncate: drop the oldest turns where the prompt doesn't fit; False refuses instead.
+        begin: how the turn takes its place among others, where it is to be stored.
     """
 
     tenant: str
@@ -28,6 +31,7 @@ class PlanTurn:
     instructions: str | None = None
     max_tokens: int | None = None
     truncate: bool = True
+    begin: TurnBegin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +43,22 @@ class TurnPlan:
         max_tokens: most new tokens, already cut to what the context leaves.
         turns_left_out: how many of the oldest turns the prompt does without.
         affinity: key under which the generator router finds this conversation's cached prefix.
+        waits: how many turns go before this one; nothing is planned while there are any.
+        repeated: the turn was committed already; nothing is planned.
+        hidden: whether the turn belongs to no conversation that clients know.
+        base: id of the item behind which the turn goes, None where it isn't stored.
+        asked: what the model is asked, where the request left that to the turn which it replaces.
     """
 
-    prompt: tuple[int, ...]
-    max_tokens: int
-    turns_left_out: int
-    affinity: str
+    prompt: tuple[int, ...] = ()
+    max_tokens: int = 0
+    turns_left_out: int = 0
+    affinity: str = ""
+    waits: int = 0
+    repeated: bool = False
+    hidden: bool = True
+    base: str | None = None
+    asked: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,37 +91,15 @@ class CommitTurn:
         conversation: its id.
         response: the response's id; a second commit under the same id changes nothing.
         items: input items first, then the reply.
+        owner: who began the turn; "" where nobody did.
+        base: id of the item behind which it goes; None takes the conversation's head.
+        record: the response as it ended, to be kept with the turn; None keeps none.
     """
 
     tenant: str
     conversation: str
     response: str
     items: tuple[Item, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ConversationView:
-    """A stored conversation without its items.
-
-    Attributes:
-        id: `conv_…`.
-        created_at: Unix seconds.
-        metadata: the client's own key-value pairs.
-    """
-
-    id: str
-    created_at: int
-    metadata: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class ItemsPage:
-    """A page of a conversation's items.
-
-    Attributes:
-        items: in the order asked for.
-        has_more: whether more items follow.
-    """
-
-    items: tuple[Item, ...]
-    has_more: bool
+    owner: str = ""
+    base: str | None = None
+    record: dict[str, Any] | None = None
