@@ -184,6 +184,28 @@ class DialogueSettings(_Section):
     personas: Path | None = Field(
         None, description="folder of persona files; null takes the ones that ship"
     )
+    default_persona: str | None = Field(
+        None, description="name of the persona of conversations that name none; null: no persona"
+    )
+    summaries: bool = Field(
+        default=True,
+        description="summarise turns that left the prompt, where the persona says so too",
+    )
+    summary_tokens: Positive = Field(96, description="longest summary")
+    profiles: bool = Field(
+        default=True,
+        description="keep facts that users say of themselves, where the persona says so too",
+    )
+    profile_ttl_s: Positive = Field(
+        365 * 86400, description="a profile to which nothing is added for this long is forgotten"
+    )
+    profile_facts: Positive = Field(64, description="most facts of one profile; the oldest leave")
+    memory_share: float = Field(
+        0.25,
+        ge=0,
+        le=0.5,
+        description="most of the context that profile, summary and recalled turns take together",
+    )
     reply_tokens: Positive = Field(
         512, description="room kept for the reply when a request names no max_tokens"
     )

@@ -28,6 +28,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tokenizers import Tokenizer as TokenizerFile
 
 from serve_app.dialogue.manager import DialogueManager
+from serve_app.dialogue.nlu.intent_store import IntentStore
+from serve_app.dialogue.personas.catalog import PersonaCatalog
+from serve_app.dialogue.personas.running import RunningPersonas
 from serve_app.errors import StateUnavailable
 from serve_app.generation.backends.base import Backend
 from serve_app.generation.backends.simulated import SimulatedBackend
@@ -38,6 +41,7 @@ from serve_app.ingress.application import build_application
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.edge import EdgeMiddleware
 from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.remembering import Remembering
 from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
 from serve_app.ingress.stores import Stores
@@ -218,6 +222,9 @@ class AsyncTokenizer:
     async def decode(self, tokens: tuple[int, ...]) -> str:
         return self.real.decode(tokens)
 
+    async def count(self, texts: tuple[str, ...]) -> tuple[int, ...]:
+        return self.real.count(texts)
+
     async def encode_chat(
         self, messages: tuple[ChatMessage, ...], *, add_generation_prompt: bool = True
     ) -> ChatEncoding:
@@ -328,9 +335,16 @@ class Service:
         )
         self.stores = Stores.over(pool, settings, seal, owner=self.client.subscriber)
         self.dialogue = Dialogue(
-            store, self.tokenizer, settings.dialogue, context_length=wanted.max_len
+            store,
+            self.tokenizer,
+            settings.dialogue,
+            context_length=wanted.max_len,
+            personas=RunningPersonas(
+                PersonaCatalog.of(settings.dialogue), IntentStore(self._folder / "personas")
+            ),
         )
         self.dialogue.pool = pool
+        self.remembering = Remembering(self.client, table, self.dialogue, self.stores)
         services = Services(
             settings=settings,
             model=info,
@@ -341,6 +355,7 @@ class Service:
             tokenizer=self.tokenizer,
             keys=self.keys,
             stores=self.stores,
+            remembering=self.remembering,
         )
         self.runs = Runs(services)
         application = build_application(services, self.runs)

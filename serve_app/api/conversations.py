@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from serve_app.api.body import WireModel, at_most, fault, validated
 from serve_app.api.items import InputItem, item_object
 from serve_app.api.response_queries import single_values
-from serve_app.api.sampling import Metadata
+from serve_app.api.sampling import Metadata, PersonaName
 from serve_app.messages.dialogue import Item
 from serve_app.messages.tokenization import Message
 
@@ -37,6 +37,7 @@ class ConversationRequest(WireModel):
     metadata: Metadata = Field(default_factory=dict)
     user: str | None = Field(None, max_length=512)
     ttl: Ttl | None = None
+    persona: PersonaName | None = None
 
     def to_messages(self) -> tuple[Message, ...]:
         """Return the first items as messages."""
@@ -97,6 +98,7 @@ def conversation_object(
     metadata: Mapping[str, str],
     user: str | None = None,
     ttl: int | None = None,
+    persona: str | None = None,
 ) -> dict[str, Any]:
     """Return a conversation as a client sees it.
 
@@ -106,13 +108,14 @@ def conversation_object(
         metadata: the client's own key-value pairs.
         user: whose it is among the tenant's users.
         ttl: its own time to live in seconds.
+        persona: name of the persona that answers in it.
     """
     return {
         "id": conversation,
         "object": "conversation",
         "created_at": created,
         "metadata": dict(metadata),
-        "parley": {"user": user, "ttl": ttl},
+        "parley": {"user": user, "ttl": ttl, "persona": persona},
     }
 
 

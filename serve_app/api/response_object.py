@@ -101,6 +101,13 @@ class ResponseObject:
         constant = {name: value for name, value in stored.items() if name not in _STATE}
         return cls(constant, constant.pop("parley"), item)
 
+    def sampled_by(self, request: ResponseRequest, defaults: SamplingDefaults) -> None:
+        """Say what applies where the request says nothing, once a persona has decided it."""
+        if request.temperature is None:
+            self._constant["temperature"] = defaults.temperature
+        if request.top_p is None:
+            self._constant["top_p"] = defaults.top_p
+
     def add(self, extras: Extras, conversation: str | None) -> None:
         """Say what is known from here on: what Parley adds, and the conversation."""
         self._extras = extras.as_dict()

@@ -9,7 +9,14 @@ from pydantic import BeforeValidator, FailFast, Field, model_validator
 from serve_app.api.body import Neutral, WireModel, fault
 from serve_app.api.ids import checked_conversation_id
 from serve_app.api.items import InputItem
-from serve_app.api.sampling import NEUTRAL, GenerationFields, Metadata, TokenCount, Truncation
+from serve_app.api.sampling import (
+    NEUTRAL,
+    GenerationFields,
+    Metadata,
+    PersonaName,
+    TokenCount,
+    Truncation,
+)
 from serve_app.messages.tokenization import Message
 from serve_app.state.keyspace import conversation_of
 
@@ -75,6 +82,7 @@ class ResponseRequest(GenerationFields):
         default_factory=list
     )
     metadata: Metadata | None = None
+    persona: PersonaName | None = None
     truncation: Truncation = "auto"
 
     @model_validator(mode="after")
@@ -123,6 +131,11 @@ class ResponseRequest(GenerationFields):
         """
         other = self.previous_response_id or self.replaces
         return conversation_of(other) if other else self.conversation_id
+
+    @property
+    def user_name(self) -> str | None:
+        """Whose turn it is among the tenant's users, as far as the request says."""
+        return self.user or self.safety_identifier
 
     def to_messages(self) -> tuple[Message, ...]:
         """Return the input as the chat template takes it, without `instructions`."""

@@ -6,8 +6,11 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.dialogue.manager import DialogueManager
+from serve_app.dialogue.nlu.intent_store import IntentStore
+from serve_app.dialogue.personas.catalog import PersonaCatalog
+from serve_app.dialogue.personas.running import RunningPersonas
 from serve_app.errors import StateUnavailable
-from serve_app.messages.dialogue import CommitTurn, PlanTurn, TurnPlan
+from serve_app.messages.dialogue import CommitTurn, PersonaView, PlanTurn, SummaryPlan, TurnPlan
 from serve_app.messages.tokenization import ChatEncoding, Message
 from serve_app.routing.listening import listen_on_node_address
 from serve_app.routing.remote_call import answer_of
@@ -32,6 +35,12 @@ class _RemoteTokenizer:
         )
         return encoding
 
+    async def count(self, texts: tuple[str, ...]) -> tuple[int, ...]:
+        counts: tuple[int, ...] = await answer_of(
+            lambda: self._handle.count.remote(texts), timeout_s=TOKENIZER_TIMEOUT_S
+        )
+        return counts
+
 
 @serve.deployment(name="Dialogue")
 class Dialogue:
@@ -40,6 +49,12 @@ class Dialogue:
     def __init__(self, settings: Settings, tokenizer: DeploymentHandle) -> None:
         listen_on_node_address()
         self._redis = RedisPool.open(settings.redis, parley_home())
+        personas = RunningPersonas(
+            PersonaCatalog.of(settings.dialogue), IntentStore(parley_home() / "personas")
+        )
+        personas.warm()
+        if settings.dialogue.default_persona is not None:
+            personas.get(settings.dialogue.default_persona)
         self._manager = DialogueManager(
             ConversationStore(
                 self._redis,
@@ -51,6 +66,7 @@ class Dialogue:
             _RemoteTokenizer(tokenizer),
             settings.dialogue,
             context_length=tokenizer_info(served_model(settings), settings).context_length,
+            personas=personas,
         )
 
     async def plan(self, turn: PlanTurn) -> TurnPlan:
@@ -60,6 +76,14 @@ class Dialogue:
     async def commit(self, turn: CommitTurn) -> None:
         """See `DialogueManager.commit`."""
         await self._manager.commit(turn)
+
+    async def persona(self, name: str | None) -> PersonaView:
+        """See `DialogueManager.persona`."""
+        return await self._manager.persona(name)
+
+    async def plan_summary(self, tenant: str, conversation: str, item: str) -> SummaryPlan | None:
+        """See `DialogueManager.plan_summary`."""
+        return await self._manager.plan_summary(tenant, conversation, item)
 
     async def state_reachable(self) -> bool:
         """Whether Redis answers."""

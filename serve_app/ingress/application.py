@@ -13,6 +13,7 @@ from serve_app.ingress.json_response import JsonResponse
 from serve_app.ingress.routes.chat import chat_routes
 from serve_app.ingress.routes.completions import completion_routes
 from serve_app.ingress.routes.conversations import conversation_routes
+from serve_app.ingress.routes.profiles import profile_routes
 from serve_app.ingress.routes.responses import response_routes
 from serve_app.ingress.routes.service import service_routes
 from serve_app.ingress.routes.tokenize import tokenize_routes
@@ -29,6 +30,7 @@ def build_application(services: Services, runs: Runs) -> FastAPI:
         chat_routes,
         completion_routes,
         conversation_routes,
+        profile_routes,
         tokenize_routes,
         service_routes,
     ):

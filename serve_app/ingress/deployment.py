@@ -14,6 +14,7 @@ from serve_app.ingress.application import build_application
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.edge import use_limits
 from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.remembering import Remembering
 from serve_app.ingress.remote import RemoteDialogue, RemoteGenerator, RemoteTokenizer
 from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
@@ -75,16 +76,19 @@ class Ingress:
             open_seal(settings.encryption, parley_home()),
             owner=client.subscriber,
         )
+        table = TokenTable(TokenizerFile.from_file(str(model.path / "tokenizer.json")))
+        remote_dialogue = RemoteDialogue(dialogue, timeout_s=UNARY_TIMEOUT_S)
         self._services = Services(
             settings=settings,
             model=tokenizer_info(model, settings),
-            table=TokenTable(TokenizerFile.from_file(str(model.path / "tokenizer.json"))),
+            table=table,
             generators=client,
             generator_stats=generators,
-            dialogue=RemoteDialogue(dialogue, timeout_s=UNARY_TIMEOUT_S),
+            dialogue=remote_dialogue,
             tokenizer=RemoteTokenizer(tokenizer, timeout_s=UNARY_TIMEOUT_S),
             keys=keys,
             stores=stores,
+            remembering=Remembering(client, table, remote_dialogue, stores),
         )
         self._runs = Runs(self._services)
 

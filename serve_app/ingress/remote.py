@@ -10,7 +10,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.errors import CommitUnknown, Overloaded, ParleyError
-from serve_app.messages.dialogue import CommitTurn, PlanTurn, TurnPlan
+from serve_app.messages.dialogue import CommitTurn, PersonaView, PlanTurn, SummaryPlan, TurnPlan
 from serve_app.messages.generation import GenerateRequest
 from serve_app.messages.tokenization import Message
 from serve_app.routing.remote_call import answer_of
@@ -37,6 +37,14 @@ class RemoteDialogue:
         )
         unanswered = CommitUnknown(message, param="conversation")
         await self._call("commit", turn, unanswered=unanswered)
+
+    async def persona(self, name: str | None) -> PersonaView:
+        """See `DialogueManager.persona`."""
+        return await self._call("persona", name)
+
+    async def plan_summary(self, tenant: str, conversation: str, item: str) -> SummaryPlan | None:
+        """See `DialogueManager.plan_summary`."""
+        return await self._call("plan_summary", tenant, conversation, item)
 
     async def state_reachable(self) -> bool:
         """Whether Redis answers."""

@@ -18,7 +18,7 @@ from typing import Any
 from serve_app.api.errors import as_parley_error
 from serve_app.api.ids import message_id
 from serve_app.api.items import new_items
-from serve_app.api.reply import Extras, Reply
+from serve_app.api.reply import Extras, Reply, Usage
 from serve_app.api.response_object import ResponseObject
 from serve_app.api.response_stream import ResponseStreamEncoder
 from serve_app.api.responses import ResponseRequest
@@ -96,6 +96,7 @@ class ResponseRun:
         self._tell_over = over
         self._generation: Generation = services.generation()
         self._base: str | None = None
+        self._state: dict[str, Any] | None = None
         self._begun = False
         self._reason = ""
         self._streamed = False
@@ -239,9 +240,27 @@ class ResponseRun:
         self._base = plan.base
         if plan.asked and not self._input:
             self._input = new_items(plan.asked, created=self.asked.created, response=self.response)
+        self._state = plan.state
         self._object.add(
-            Extras(turns_left_out=plan.turns_left_out), None if plan.hidden else self.asked.place
+            Extras(turns_left_out=plan.turns_left_out, explained=plan.explained),
+            None if plan.hidden else self.asked.place,
         )
+        if plan.reply is None:
+            reply, usage = await self._generated(plan)
+        else:
+            reply, usage = self._fixed(plan.reply)
+        final = self._encoder.finished(reply.reason, usage, completed_at=int(time.time()))
+        if self.asked.joins:
+            await self._commit(reply, final)
+        elif self._begun:
+            await self._services.stores.responses.abandon(self.tenant, self.response, self._owner)
+        self._conclude(final)
+        if self.asked.joins:
+            self._remember(plan)
+
+    async def _generated(self, plan: TurnPlan) -> tuple[Reply, Usage]:
+        """Have the model write the reply, publishing it as it comes."""
+        generation, request = self._generation, self.asked.request
         await generation.open([self._generate_request(plan)], request.stop)
         self._publish(self._encoder.start())
         self._accept()
@@ -252,13 +271,21 @@ class ResponseRun:
         reply = generation.choices[0].reply
         if reply is None:
             raise lost()
-        usage = generation.usage()
-        final = self._encoder.finished(reply.reason, usage, completed_at=int(time.time()))
-        if self.asked.joins:
-            await self._commit(reply, final)
-        elif self._begun:
-            await self._services.stores.responses.abandon(self.tenant, self.response, self._owner)
-        self._conclude(final)
+        return reply, generation.usage()
+
+    def _fixed(self, words: str) -> tuple[Reply, Usage]:
+        """Publish a reply of fixed words, which costs no tokens."""
+        self._publish([*self._encoder.start(), self._encoder.delta(words)])
+        self._accept()
+        return Reply(words, FinishReason.STOP), Usage(0, 0, 0)
+
+    def _remember(self, plan: TurnPlan) -> None:
+        """Have done in the background what the memory needs, now that the turn is stored."""
+        asked, remembering = self.asked, self._services.remembering
+        if (user := asked.request.user_name) is not None:
+            remembering.learn(asked.tenant, user, plan.facts, response=asked.response)
+        if plan.unsummarised is not None and asked.place is not None:
+            remembering.summarise(asked.tenant, asked.place, plan.unsummarised)
 
     async def _planned(self) -> TurnPlan:
         pause = _FIRST_PAUSE_S
@@ -280,6 +307,8 @@ class ResponseRun:
             max_tokens=request.token_limit,
             truncate=request.truncation == "auto",
             begin=self._begin(),
+            persona=request.persona,
+            takes_persona=True,
         )
         try:
             plan = await self._services.dialogue.plan(turn)
@@ -310,9 +339,11 @@ class ResponseRun:
             follows=request.previous_response_id,
             replaces=request.replaces,
             draft=self._record(self.snapshot()) if asked.stored else None,
-            user=request.user,
+            user=request.user_name,
             claim=asked.claim,
             new=not (request.previous_response_id or request.replaces or request.conversation),
+            chosen=request.on_busy is not None,
+            persona=request.persona or self._services.settings.dialogue.default_persona,
         )
 
     def _may_go_unstored(self) -> bool:
@@ -328,6 +359,8 @@ class ResponseRun:
 
     def _generate_request(self, plan: TurnPlan) -> GenerateRequest:
         request, services = self.asked.request, self._services
+        defaults = replace(services.sampling_defaults, **plan.sampling)
+        self._object.sampled_by(request, defaults)
         return GenerateRequest(
             request_id=self.response,
             subscriber="",
@@ -336,7 +369,7 @@ class ResponseRun:
             sampling=request.sampling(
                 max_tokens=plan.max_tokens,
                 vocab_size=services.model.vocab_size,
-                defaults=services.sampling_defaults,
+                defaults=defaults,
                 seed=random_seed(),
             ),
             priority=request.priority,
@@ -382,6 +415,7 @@ class ResponseRun:
                 owner=self._owner,
                 base=self._base,
                 record=self._record(final) if self.asked.stored else None,
+                state=self._state,
             )
         )
 

@@ -11,9 +11,10 @@ from serve_app.api.sampling import SamplingDefaults
 from serve_app.errors import ModelNotFound
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.remembering import Remembering
 from serve_app.ingress.replies import Generation
 from serve_app.ingress.stores import Stores
-from serve_app.messages.dialogue import CommitTurn, PlanTurn, TurnPlan
+from serve_app.messages.dialogue import CommitTurn, PersonaView, PlanTurn, SummaryPlan, TurnPlan
 from serve_app.messages.tokenization import ChatEncoding, Message, TokenizerInfo
 from serve_app.settings import Settings
 from serve_app.state.keys import KeyRing
@@ -29,6 +30,14 @@ class DialoguePort(Protocol):
 
     def commit(self, turn: CommitTurn) -> Awaitable[None]:
         """Store a finished turn."""
+
+    def persona(self, name: str | None) -> Awaitable[PersonaView]:
+        """Return what is to be known of a persona where a conversation with it begins."""
+
+    def plan_summary(
+        self, tenant: str, conversation: str, item: str
+    ) -> Awaitable[SummaryPlan | None]:
+        """Return what to ask the model for, so that all up to an item is summarised."""
 
     def state_reachable(self) -> Awaitable[bool]:
         """Whether Redis answers."""
@@ -70,6 +79,7 @@ class Services:
         tokenizer: encodes and decodes.
         keys: API keys.
         stores: what is kept of conversations and responses.
+        remembering: summaries and profiles, beside everything else.
     """
 
     settings: Settings
@@ -81,6 +91,7 @@ class Services:
     tokenizer: TokenizerPort
     keys: KeyRing
     stores: Stores
+    remembering: Remembering
 
     def check_model(self, name: str | None) -> None:
         """Refuse a model that isn't served.

@@ -10,6 +10,7 @@ from serve_app.state.conversation_scripts import ConversationScripts
 from serve_app.state.conversations import ConversationStore
 from serve_app.state.idempotency import IdempotencyStore
 from serve_app.state.journal import JournalWriter
+from serve_app.state.profiles import ProfileStore
 from serve_app.state.responses import ResponseStore
 from serve_app.state.sealing import Seal
 
@@ -27,12 +28,14 @@ class Stores:
         responses: responses in progress and ended.
         journal: what this replica's responses say, while they are made.
         idempotency: what was answered under idempotency keys.
+        profiles: what users have said of themselves.
     """
 
     conversations: ConversationStore
     responses: ResponseStore
     journal: JournalWriter
     idempotency: IdempotencyStore
+    profiles: ProfileStore
 
     @classmethod
     def over(cls, redis: RedisPool, settings: Settings, seal: Seal, *, owner: str) -> Stores:
@@ -62,5 +65,12 @@ class Stores:
                 settings=settings.responses,
                 seal=seal,
                 in_flight_s=_SPARE_S,
+            ),
+            profiles=ProfileStore(
+                redis,
+                key_prefix=prefix,
+                ttl_s=dialogue.profile_ttl_s,
+                max_facts=dialogue.profile_facts,
+                seal=seal,
             ),
         )

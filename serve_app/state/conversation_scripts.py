@@ -66,6 +66,30 @@ class ConversationScripts:
         self.require_found(answer, conversation)
         return answer
 
+    async def run_beside_profile(
+        self, user: str | None, script: str, tenant: str, conversation: str, *args: Any
+    ) -> tuple[Any, dict[bytes, bytes]]:
+        """Run a script and read a user's profile in the same round trip; see `run`.
+
+        Args:
+            user: whose profile; None reads none.
+            script: what to run.
+            tenant: whose conversation and user they are.
+            conversation: its id.
+            args: the script's.
+
+        Returns:
+            The script's answer, and the profile's facts as they are stored, by id.
+        """
+        command = self.command(script, tenant, conversation, *args)
+        async with self.redis.client() as client, client.pipeline(transaction=False) as pipe:
+            pipe.execute_command(*command)
+            if user:
+                pipe.hgetall(self.keyspace.profile(tenant, user))
+            answer, *profile = await pipe.execute()
+        self.require_found(answer, conversation)
+        return answer, profile[0] if profile else {}
+
     def require_found(self, answer: Any, conversation: str) -> None:
         """Raise where a script has answered that there is no such conversation.
 

@@ -29,7 +29,8 @@ from serve_app.state.records import (
     encode_item,
 )
 from serve_app.state.sealing import Seal
-from serve_app.state.turns import SETTLE_S, TurnStore, check_distinct
+from serve_app.state.summaries import SummaryStore
+from serve_app.state.turns import SETTLE_S, TurnStore, check_distinct, leading_system
 
 __all__ = ["ConversationStore"]
 
@@ -49,6 +50,7 @@ class ConversationStore:
 
     Attributes:
         turns: begins and commits turns.
+        summaries: what is remembered of turns that left the prompt.
 
     Every method raises StateUnavailable when Redis can't be reached, and all but `create` raise
     ConversationNotFound when the tenant has no such conversation.
@@ -69,6 +71,7 @@ class ConversationStore:
         )
         self._seal = self._scripts.seal
         self.turns = TurnStore(self._scripts, settle_s=settle_s)
+        self.summaries = SummaryStore(self._scripts)
 
     async def ping(self) -> None:
         """Prove that Redis answers."""
@@ -83,6 +86,8 @@ class ConversationStore:
         user: str | None = None,
         ttl_s: int | None = None,
         conversation: str | None = None,
+        persona: str | None = None,
+        on_busy: str | None = None,
     ) -> StoredConversation:
         """Start a conversation, with items in it if there are any.
 
@@ -93,6 +98,8 @@ class ConversationStore:
             user: whose it is among the tenant's users.
             ttl_s: its own time to live in seconds.
             conversation: its id, which must be new; None makes one.
+            persona: name of the persona that answers in it.
+            on_busy: what its turns do while another one runs, where they don't say.
 
         Raises:
             InvalidRequest: an item appears twice, or there are more than may be kept.
@@ -108,16 +115,19 @@ class ConversationStore:
             metadata=dict(metadata),
             user=user,
             ttl_s=ttl_s,
+            persona=persona,
         )
         keys = self._scripts.keys(tenant, view.id)
         facts: dict[Any, Any] = {
             "body": encode_conversation(self._seal, tenant, view),
-            "pinned": _leading_system(items),
+            "pinned": leading_system(items),
             "sequence": len(items),
             "user": user_digest(tenant, user),
         }
         if ttl_s is not None:
             facts["ttl"] = ttl_s
+        if on_busy is not None:
+            facts["on_busy"] = on_busy
         places = {item.id: place for place, item in enumerate(items, 1)}
         before = ("", *(item.id for item in items[:-1]))
         async with (
@@ -184,6 +194,7 @@ class ConversationStore:
             metadata=before.metadata if metadata is None else dict(metadata),
             user=before.user,
             ttl_s=before.ttl_s if ttl_s is None else ttl_s,
+            persona=before.persona,
         )
         body = encode_conversation(self._seal, tenant, after)
         outcome = await self._scripts.run(
@@ -246,7 +257,12 @@ class ConversationStore:
         check_distinct(items)
         pairs = self._pairs(tenant, conversation, items)
         outcome = await self._scripts.run(
-            scripts.APPEND_ITEMS, tenant, conversation, self._scripts.max_items, *pairs
+            scripts.APPEND_ITEMS,
+            tenant,
+            conversation,
+            self._scripts.max_items,
+            leading_system(items),
+            *pairs,
         )
         if outcome == b"clash":
             msg = "An item is in the conversation already; give it a fresh id."
@@ -306,10 +322,3 @@ def _no_item(item: str) -> str:
         f"There is no item {item[:80]!r} in the conversation: it was deleted, has left, or never "
         "was. GET …/items lists those that there are."
     )
-
-
-def _leading_system(items: Sequence[StoredItem]) -> int:
-    for place, item in enumerate(items):
-        if item.role != "system":
-            return place
-    return len(items)

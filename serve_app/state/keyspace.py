@@ -104,6 +104,7 @@ class ConversationKeys:
         runs: hash, `ID:owner`, `ID:lease` and `ID:cancel` of responses in progress.
         feedback: hash, response id → what was said about it.
         claims: set of the keys of idempotency records that led here.
+        known: hash, `ID:state` and `ID:summary` → what is known of the line that ends in an item.
     """
 
     meta: str
@@ -118,6 +119,7 @@ class ConversationKeys:
     runs: str
     feedback: str
     claims: str
+    known: str
 
     def all(self) -> tuple[str, ...]:
         """Return every key."""
@@ -155,6 +157,10 @@ class Keyspace:
         """Name the record of a tenant's idempotency key."""
         digest = hashlib.sha256(idempotency_key.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         return f"{self._root(tenant, f'idem_{digest}')}:claim"
+
+    def profile(self, tenant: str, user: str) -> str:
+        """Name the profile of a tenant's user."""
+        return f"{self._root(tenant, f'user_{user_digest(tenant, user)}')}:profile"
 
     def pattern(self, tenant: str | None = None, session: str = "*", part: str = "*") -> str:
         """Return a pattern for SCAN: all keys of a tenant, or of all tenants."""

@@ -37,6 +37,7 @@ class StoredConversation:
         metadata: the client's own key-value pairs.
         user: whose it is among the tenant's users, or None.
         ttl_s: its own time to live in seconds, or None.
+        persona: name of the persona that it was begun with, or None.
     """
 
     id: str
@@ -44,6 +45,7 @@ class StoredConversation:
     metadata: dict[str, str] = field(default_factory=dict)
     user: str | None = None
     ttl_s: int | None = None
+    persona: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ def encode_conversation(seal: Seal, tenant: str, conversation: StoredConversatio
         "metadata": conversation.metadata,
         "user": conversation.user,
         "ttl_s": conversation.ttl_s,
+        "persona": conversation.persona,
     }
     return seal_record(seal, values, tenant, conversation.id, "body")
 
@@ -93,6 +96,7 @@ def decode_conversation(
         metadata=values["metadata"],
         user=values["user"],
         ttl_s=values["ttl_s"],
+        persona=values.get("persona"),
     )
 
 

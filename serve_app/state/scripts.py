@@ -19,6 +19,8 @@ __all__ = [
     "FEEDBACK",
     "INPUT_LINE",
     "KEEP",
+    "KEEP_SUMMARY",
+    "LINE",
     "LOAD",
     "PAGE",
     "SEIZE",
@@ -29,6 +31,7 @@ _PRELUDE = """
 local meta, order, every, items = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local parents, turns, ended, responses = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local queue, runs, feedback = KEYS[9], KEYS[10], KEYS[11]
+local known = KEYS[13]
 
 local function touch()
   local ttl = redis.call('HGET', meta, 'ttl') or ARGV[1]
@@ -128,6 +131,7 @@ local function cut_to(most)
     redis.call('ZREM', order, id)
     redis.call('HDEL', items, id)
     redis.call('HDEL', parents, id)
+    redis.call('HDEL', known, id .. ':state', id .. ':summary')
   end
   local oldest = redis.call('ZRANGE', every, kept, kept, 'WITHSCORES')[2]
   if oldest then
@@ -148,6 +152,21 @@ local function with_items(reply, ids)
   return reply
 end
 
+-- What is known at the end of a line: the latest of a kind, and the item that it was known at.
+local function latest(kind, ids)
+  if redis.call('EXISTS', known) == 0 then return '', '' end
+  for i = #ids, 1, -1 do
+    local found = redis.call('HGET', known, ids[i] .. kind)
+    if found then return found, ids[i] end
+  end
+  return '', ''
+end
+
+-- System messages that an empty conversation begins with never leave it.
+local function pin_first(count)
+  if redis.call('ZCARD', every) == 0 then redis.call('HSET', meta, 'pinned', count) end
+end
+
 local function drop_conversation()
   for _, key in ipairs(KEYS) do redis.call('DEL', key) end
 end
@@ -166,9 +185,12 @@ return with_items({'found', body}, redis.call('ZRANGE', order, 0, -1))
 
 # ARGV: ttl, response, owner, lease in ms, what to do while another turn runs ('' for side by side),
 # most turns in the queue, where to hang the turn on ('head', 'previous', 'replaces', 'new'), of which
-# response, draft of the response or '', user or '', claim or '', body of a new conversation.
-# Returns ('waits', turns before), or ('go', whether clients can't know it, item before, how many items the line has, then the line's
-# id, item, …, then those of the input that is answered again), or what stands in the way.
+# response, draft of the response or '', user or '', claim or '', body of a new conversation, whether
+# the request itself says what to do while another turn runs ('1' or '').
+# Returns ('waits', turns before), or ('go', whether clients can't know it, item before, how many items
+# the line has, the conversation's body, the latest state and the item of it, the latest summary and the
+# item of it, then the line's id, item, …, then those of the input that is answered again), or what
+# stands in the way.
 BEGIN = (
     _PRELUDE
     + """
@@ -188,6 +210,7 @@ local holder = redis.call('HGET', runs, response .. ':owner')
 if holder and holder ~= ARGV[3] and alive(response) then return {'flies'} end
 local hidden = redis.call('HGET', meta, 'hidden') or ''
 if hidden == '1' then mode = '' end
+if mode ~= '' and ARGV[13] == '' then mode = redis.call('HGET', meta, 'on_busy') or mode end
 if mode ~= '' then
   drop_dead()
   if not redis.call('ZSCORE', queue, response) then
@@ -232,12 +255,16 @@ elseif kind ~= 'new' then
 end
 redis.call('HSET', turns, response .. ':base', base)
 redis.call('EXPIRE', turns, redis.call('HGET', meta, 'ttl') or ARGV[1])
-return with_items(with_items({'go', hidden, base, #ids}, ids), again)
+local state, state_at = latest(':state', ids)
+local summary, summary_at = latest(':summary', ids)
+local body = redis.call('HGET', meta, 'body')
+local reply = {'go', hidden, base, #ids, body, state, state_at, summary, summary_at}
+return with_items(with_items(reply, ids), again)
 """
 )
 
-# ARGV: ttl, most items, response, owner or '', item before or '=head', the response or '', then
-# id, item, id, item, …
+# ARGV: ttl, most items, response, owner or '', item before or '=head', the response or '', the state
+# behind the turn or '', how many system messages the turn begins with, then id, item, id, item, …
 COMMIT = (
     _PRELUDE
     + """
@@ -247,12 +274,14 @@ if redis.call('ZSCORE', ended, response) then return 'repeated' end
 if ARGV[4] ~= '' and redis.call('HGET', runs, response .. ':owner') ~= ARGV[4] then
   return 'lost'
 end
-if clashes(7) then return 'clash' end
+if clashes(9) then return 'clash' end
+pin_first(ARGV[8])
 local base = ARGV[5]
 if base == '=head' or (base ~= '' and redis.call('HEXISTS', parents, base) == 0) then
   base = head()
 end
-local last = append(base, 7)
+local last = append(base, 9)
+if ARGV[7] ~= '' then redis.call('HSET', known, last .. ':state', ARGV[7]) end
 redis.call('HSET', turns, response .. ':base', base, response .. ':last', last)
 redis.call('ZADD', ended, redis.call('ZSCORE', every, last), response)
 if ARGV[6] ~= '' then redis.call('HSET', responses, response, ARGV[6]) end
@@ -360,6 +389,7 @@ for _, id in ipairs(redis.call('ZRANGE', every, 0, -1)) do
     redis.call('ZREM', order, id)
     redis.call('HDEL', items, id)
     redis.call('HDEL', parents, id)
+    redis.call('HDEL', known, id .. ':state', id .. ':summary')
   end
 end
 return 'deleted'
@@ -400,22 +430,24 @@ return 'stored'
 """
 )
 
-# ARGV: ttl, most items, then id, item, id, item, …
+# ARGV: ttl, most items, how many system messages they begin with, then id, item, id, item, …
 APPEND_ITEMS = (
     _PRELUDE
     + """
 if redis.call('HEXISTS', meta, 'body') == 0 or redis.call('HGET', meta, 'hidden') == '1' then
   return 'missing'
 end
-if clashes(3) then return 'clash' end
-append(head(), 3)
+if clashes(4) then return 'clash' end
+pin_first(ARGV[3])
+append(head(), 4)
 cut_to(ARGV[2])
 touch()
 return 'stored'
 """
 )
 
-# ARGV: ttl, item. What hung on it then hangs on the item before it.
+# ARGV: ttl, item. What hung on it then hangs on the item before it. States and summaries may hold what
+# the item said, so they go too.
 DELETE_ITEM = (
     _PRELUDE
     + """
@@ -438,6 +470,8 @@ redis.call('ZREM', every, ARGV[2])
 redis.call('ZREM', order, ARGV[2])
 redis.call('HDEL', items, ARGV[2])
 redis.call('HDEL', parents, ARGV[2])
+redis.call('DEL', known)
+redis.call('HINCRBY', meta, 'forgotten', 1)
 touch()
 return 'deleted'
 """
@@ -485,6 +519,33 @@ FEEDBACK = (
 if redis.call('HEXISTS', responses, ARGV[2]) == 0 then return 'unknown' end
 redis.call('HSET', feedback, ARGV[2], ARGV[3])
 touch()
+return 'stored'
+"""
+)
+
+# ARGV: ttl, item. Returns how often items were deleted, the body, the latest summary before or at the
+# item and the item of it, then id, item, id, item, … of the line up to the item.
+LINE = (
+    _PRELUDE
+    + """
+local body = redis.call('HGET', meta, 'body')
+if not body then return {'missing'} end
+if redis.call('HEXISTS', parents, ARGV[2]) == 0 then return {'unknown'} end
+local ids = line(ARGV[2])
+local summary, at = latest(':summary', ids)
+local reply = {'found', redis.call('HGET', meta, 'forgotten') or '0', body, summary, at}
+return with_items(reply, ids)
+"""
+)
+
+# ARGV: ttl, item, summary of all up to it, how often items were deleted when it was begun.
+KEEP_SUMMARY = (
+    _PRELUDE
+    + """
+if redis.call('HEXISTS', parents, ARGV[2]) == 0 then return 'unknown' end
+if (redis.call('HGET', meta, 'forgotten') or '0') ~= ARGV[4] then return 'unknown' end
+redis.call('HSET', known, ARGV[2] .. ':summary', ARGV[3])
+redis.call('EXPIRE', known, math.max(redis.call('TTL', meta), 1))
 return 'stored'
 """
 )

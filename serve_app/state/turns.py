@@ -28,16 +28,28 @@ from serve_app.state import scripts
 from serve_app.state.connection import AnswerLost
 from serve_app.state.conversation_scripts import ConversationScripts
 from serve_app.state.keyspace import response_not_found, user_digest
+from serve_app.state.knowledge import open_state, open_summary, seal_state
+from serve_app.state.profiles import Fact, decode_facts
 from serve_app.state.records import (
+    Record,
     StoredConversation,
     StoredItem,
+    decode_conversation,
     decode_item,
     encode_conversation,
     encode_item,
     seal_record,
 )
 
-__all__ = ["SETTLE_S", "BegunTurn", "BusyMode", "TurnBegin", "TurnStore", "check_distinct"]
+__all__ = [
+    "SETTLE_S",
+    "BegunTurn",
+    "BusyMode",
+    "TurnBegin",
+    "TurnStore",
+    "check_distinct",
+    "leading_system",
+]
 
 SETTLE_S = 8.0
 """A commit whose answer was lost is sent again for this long: less than a caller waits for it."""
@@ -64,6 +76,9 @@ class TurnBegin:
         user: whose turn it is among the tenant's users.
         claim: key of the idempotency record that led here.
         new: begin something of its own, which is no conversation that clients know.
+        chosen: whether the request itself says what to do while another turn runs; where it doesn't,
+            the conversation's persona goes above `on_busy`.
+        persona: name of the persona that what is begun is with.
     """
 
     response: str
@@ -77,6 +92,8 @@ class TurnBegin:
     user: str | None = None
     claim: str | None = None
     new: bool = False
+    chosen: bool = True
+    persona: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +107,11 @@ class BegunTurn:
         history: what was said before it.
         asked: where it replaces another one, what that one was asked.
         repeated: it was committed already.
+        persona: name of the persona that the conversation was begun with.
+        state: what was known of it before the turn, or None.
+        summary: of the line up to `summary_at`, or None.
+        summary_at: id of an item of `history`, or None.
+        facts: profile of the turn's user.
     """
 
     waits: int = 0
@@ -98,6 +120,11 @@ class BegunTurn:
     history: tuple[StoredItem, ...] = ()
     asked: tuple[StoredItem, ...] = ()
     repeated: bool = False
+    persona: str | None = None
+    state: Record | None = None
+    summary: str | None = None
+    summary_at: str | None = None
+    facts: tuple[Fact, ...] = ()
 
 
 class TurnStore:
@@ -145,12 +172,15 @@ class TurnStore:
             encode_conversation(
                 self._seal,
                 tenant,
-                StoredConversation(conversation, int(time.time()), user=turn.user),
+                StoredConversation(
+                    conversation, int(time.time()), user=turn.user, persona=turn.persona
+                ),
             )
             if turn.new
             else b""
         )
-        state, *rest = await self._scripts.run(
+        (state, *rest), profile = await self._scripts.run_beside_profile(
+            turn.user,
             scripts.BEGIN,
             tenant,
             conversation,
@@ -165,6 +195,7 @@ class TurnStore:
             user_digest(tenant, turn.user),
             turn.claim or "",
             body,
+            "1" if turn.chosen else "",
         )
         match state:
             case b"waits":
@@ -189,7 +220,8 @@ class TurnStore:
             case b"unfinished":
                 msg = f"{other} was not completed: wait for its end, or continue another response."
                 raise ResponseUnfinished(msg, param=_param(turn))
-        hidden, base, count, *pairs = rest
+        hidden, base, count, stored, known, known_at, summary, summary_at, *pairs = rest
+        view = decode_conversation(self._seal, tenant, conversation, stored)
         items = [
             decode_item(self._seal, tenant, conversation, pairs[i], pairs[i + 1])
             for i in range(0, len(pairs), 2)
@@ -202,6 +234,11 @@ class TurnStore:
             base=base.decode(),
             history=tuple(items[:length]),
             asked=asked,
+            persona=view.persona,
+            state=open_state(self._seal, known, tenant, conversation, known_at),
+            summary=open_summary(self._seal, summary, tenant, conversation, summary_at),
+            summary_at=summary_at.decode() or None,
+            facts=decode_facts(self._seal, tenant, turn.user or "", profile),
         )
 
     async def commit(
@@ -214,6 +251,7 @@ class TurnStore:
         owner: str = "",
         base: str | None = None,
         record: dict[str, Any] | None = None,
+        state: Record | None = None,
     ) -> bool:
         """Put a finished turn behind an item: once, whole or not at all, in one round trip.
 
@@ -228,6 +266,7 @@ class TurnStore:
             owner: who began the turn; "" where nobody did.
             base: id of the item before it; None takes the head.
             record: the response as it ended, to be kept.
+            state: what is known of the conversation behind the turn.
 
         Returns:
             False when the turn was there already.
@@ -259,6 +298,10 @@ class TurnStore:
                 owner,
                 "=head" if base is None else base,
                 sealed,
+                b""
+                if state is None or not items
+                else seal_state(self._seal, state, tenant, conversation, items[-1].id),
+                leading_system(items),
                 *pairs,
             )
         )
@@ -304,6 +347,14 @@ def check_distinct(items: Sequence[StoredItem]) -> None:
     if len({item.id for item in items}) != len(items):
         msg = "An item id appears twice; each item needs its own."
         raise InvalidRequest(msg, param="items")
+
+
+def leading_system(items: Sequence[StoredItem]) -> int:
+    """Return how many system messages items begin with."""
+    for place, item in enumerate(items):
+        if item.role != "system":
+            return place
+    return len(items)
 
 
 def cancelled(reason: str) -> ResponseCancelled:

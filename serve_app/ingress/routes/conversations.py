@@ -25,6 +25,8 @@ from serve_app.ingress.idempotency import carry_out_once
 from serve_app.ingress.json_response import JsonResponse
 from serve_app.ingress.services import Services
 from serve_app.ingress.stored_items import as_items, as_stored
+from serve_app.messages.dialogue import NOBODY
+from serve_app.messages.tokenization import Message
 from serve_app.state.keyspace import conversation_of, new_conversation_id
 from serve_app.state.records import StoredConversation
 
@@ -42,14 +44,23 @@ def conversation_routes(services: Services) -> APIRouter:
     async def create_conversation(request: Request) -> Response:
         body = parse_body(await request.body() or b"{}", ConversationRequest, max_depth=depth)
 
+        with_whom = NOBODY
+        if body.persona or services.settings.dialogue.default_persona:
+            with_whom = await services.dialogue.persona(body.persona)
+        messages = body.to_messages()
+        if with_whom.greeting and not messages:
+            messages = (Message("assistant", with_whom.greeting),)
+
         async def create(conversation: str) -> Response:
             made = await store.create(
                 tenant_of(request.scope),
                 metadata=body.metadata,
-                items=as_stored(new_items(body.to_messages(), created=int(time.time()))),
+                items=as_stored(new_items(messages, created=int(time.time()))),
                 user=body.user,
-                ttl_s=body.ttl,
+                ttl_s=body.ttl or with_whom.ttl_s,
                 conversation=conversation,
+                persona=with_whom.name,
+                on_busy=with_whom.on_busy,
             )
             return JsonResponse(_shown(made))
 
@@ -130,4 +141,5 @@ def _shown(conversation: StoredConversation) -> dict[str, Any]:
         metadata=conversation.metadata,
         user=conversation.user,
         ttl=conversation.ttl_s,
+        persona=conversation.persona,
     )
