@@ -68,6 +68,11 @@ class Remembering:
         self._conversations.add(place)
         self._spawn(self._summarise(tenant, conversation, item))
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way."""
+        return bool(self._tasks)
+
     async def drain(self) -> None:
         """Wait until nothing is under way."""
         while self._tasks:
