@@ -21,7 +21,6 @@ from ingress_harness import (
     wait_until,
 )
 
-from serve_app.state.connection import RedisPool
 from serve_app.state.server import RedisServer
 
 PIZZA = """
@@ -288,33 +287,6 @@ def test_the_personas_way_with_two_turns_at_once_holds_unless_the_request_says(
             extra_body={"on_busy": "enqueue"},
         )  # fmt: skip
     assert waited.output_text == "Small or large?"
-
-
-def test_a_turn_loads_and_commits_with_one_round_trip_each(
-    client: openai.OpenAI, running: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """State, summary and profile come with the history, and the state goes with the turn."""
-    conversation = begun(client)
-    say(client, "My name is Ann.", conversation=conversation, user="trip")
-    running.run(running.remembering.drain())
-    borrowed: list[str] = []
-    lend, once = RedisPool.client, RedisPool.ask_once
-
-    def lending(pool: RedisPool) -> Any:
-        if pool is running.dialogue.pool:
-            borrowed.append("call")
-        return lend(pool)
-
-    async def asking(pool: RedisPool, *command: Any) -> Any:
-        borrowed.append("commit")
-        return await once(pool, *command)
-
-    monkeypatch.setattr(RedisPool, "client", lending)
-    monkeypatch.setattr(RedisPool, "ask_once", asking)
-    told = say(client, "One pizza please", conversation=conversation, user="trip", store=False)
-    assert told.output_text == "Small or large?"
-    # `ask_once` borrows the client for its one command.
-    assert borrowed == ["call", "commit", "call"]
 
 
 def test_the_system_message_of_a_conversation_begun_empty_outlives_every_cut(
