@@ -31,11 +31,11 @@ greeting: Hello! What may it be?
 intents:
   order:
     needs: [size]
-    examples: [One pizza please, I want a Margherita, Can I order a Funghi?, I'd like to order a pizza]
+    examples: ["One pizza please", "I want a Margherita", "Can I order a Funghi?", "I'd like to order a pizza"]
   hours:
-    examples: [When do you open?, Are you open on Sundays?, When do you close?, What are your hours?]
+    examples: ["When do you open?", "Are you open on Sundays?", "When do you close?", "What are your hours?"]
 slots:
-  size: {entity: choice, choices: {large: [big], small: [little]}, ask: Small or large?}
+  size: {entity: choice, choices: {large: [big], small: [little]}, ask: "Small or large?"}
 templates: {ordered: "A {size} one is on its way."}
 policy:
   - {name: ask_size, when: {slots_missing: true}, action: ask}
