@@ -68,7 +68,7 @@ class PersonaPlanner:
         self._counts = TokenCounts(tokenizer)
         self._settings = settings
         self._context_length = context_length
-        self._note_in_front = False
+        self._strict = False
 
     async def plan(self, conduct: Conduct, turn: PlanTurn, begun: BegunTurn) -> PersonaPrompt:
         """Return the prompt of a turn.
@@ -97,8 +97,9 @@ class PersonaPlanner:
             "\n\n".join(part for part in front if part),
             body[start:],
             note=conduct.note,
-            note_in_front=self._note_in_front,
         )
+        if self._strict:
+            draft = draft.made_strict()
         newest = [message.content for message in turn.messages]
         draft = await self._remembering(
             draft, _known(conduct, begun, self._settings), newest, budget
@@ -165,11 +166,10 @@ class PersonaPlanner:
             try:
                 encoding = await self._tokenizer.encode_chat(messages)
             except InvalidRequest:
-                if draft.note_in_front or not any(one.role == "system" for one in messages[1:]):
+                if draft.strict or not draft.needs_leniency:
                     raise
-                # A template that takes a system message only at the beginning.
-                fitted = await self._fitted(replace(draft, note_in_front=True), budget)
-                self._note_in_front = True
+                fitted = await self._fitted(draft.made_strict(), budget)
+                self._strict = True
                 return replace(fitted, left=left + fitted.left)
             planned = plan(messages, encoding, budget, pinned=1)
             if planned.turns_left_out == 0:

@@ -57,15 +57,16 @@ class Draft:
         body: everything behind it, the newest turn last.
         remembered: what is remembered.
         note: what the model is told for this turn only.
-        note_in_front: for templates that take a system message only at the beginning; else it stands
-            before the newest message, so that what was cached before it serves again.
+        strict: for templates that take a system message only at the beginning, and a user's after it:
+            the note stands in front, and a greeting is left out. Else the note stands before the newest
+            message, so that what was cached before it serves again.
     """
 
     front: str
     body: tuple[Message, ...]
     remembered: Remembered = Remembered()
     note: str = ""
-    note_in_front: bool = False
+    strict: bool = False
 
     def messages(self) -> tuple[Message, ...]:
         """Return the prompt's messages; the first one is the system's and must stay."""
@@ -79,16 +80,25 @@ class Draft:
         if known.recalled:
             turn.insert(0, "\n".join([_RECALLED, *(f"- {quote}" for quote in known.recalled)]))
         said = "\n\n".join(turn)
-        if said and self.note_in_front:
+        if said and self.strict:
             front.append(said)
         first = Message("system", "\n\n".join(front))
-        if not said or self.note_in_front:
+        if not said or self.strict:
             return (first, *self.body)
         return (first, *self.body[:-1], Message("system", said), *self.body[-1:])
 
-    def with_recalled(self, quotes: tuple[str, ...]) -> Draft:
-        """Return the draft with recalled turns in it."""
-        return replace(self, remembered=replace(self.remembered, recalled=quotes))
+    @property
+    def needs_leniency(self) -> bool:
+        """Whether a strict template could refuse it."""
+        _, *others = self.messages()
+        return any(each.role == "system" for each in others) or bool(
+            others and others[0].role == "assistant"
+        )
+
+    def made_strict(self) -> Draft:
+        """Return the draft for strict templates."""
+        first = next((i for i, each in enumerate(self.body) if each.role != "assistant"), 0)
+        return replace(self, strict=True, body=self.body[first:])
 
 
 def spend(parts: Sequence[str], costs: Sequence[int], room: int) -> frozenset[str]:

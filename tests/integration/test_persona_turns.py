@@ -21,6 +21,7 @@ from ingress_harness import (
     wait_until,
 )
 
+from serve_app.errors import StateUnavailable
 from serve_app.state.server import RedisServer
 
 PIZZA = """
@@ -225,6 +226,32 @@ def test_what_left_the_window_is_summarised_behind_the_turn_and_comes_back(
     client.conversations.items.delete(item.id, conversation_id=conversation)
     after = say(client, "When do you open?", conversation=conversation)
     assert after.parley["remembered"]["summary"] is False
+
+
+def test_a_summary_that_fails_harms_no_turn_and_is_made_another_time(
+    client: openai.OpenAI, running: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = begun(client)
+    asked: list[str] = []
+    plan_summary = running.dialogue.plan_summary
+
+    async def failing(tenant: str, name: str, item: str) -> Any:
+        asked.append(item)
+        raise StateUnavailable("Redis is away for a moment")
+
+    monkeypatch.setattr(running.dialogue, "plan_summary", failing)
+    for number in range(6):
+        said = say(client, f"What are your hours {number}?", conversation=conversation)
+        assert said.status == "incomplete"  # written to its token limit
+        wait_until(lambda: not running.remembering.busy, "the failure")
+    assert len(asked) >= 2
+    assert said.parley["remembered"]["summary"] is False
+    assert len(list(client.conversations.items.list(conversation))) == 13
+    monkeypatch.setattr(running.dialogue, "plan_summary", plan_summary)
+    say(client, "When do you close?", conversation=conversation)
+    wait_until(lambda: not running.remembering.busy, "the summary")
+    last = say(client, "When do you open?", conversation=conversation)
+    assert last.parley["remembered"]["summary"] is True
 
 
 def test_a_user_s_facts_are_kept_over_conversations_read_corrected_and_erased(

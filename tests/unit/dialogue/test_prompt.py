@@ -44,6 +44,8 @@ class WordTokenizer:
         self.seen: list[tuple[Message, ...]] = []
 
     async def encode_chat(self, messages: tuple[Message, ...]) -> ChatEncoding:
+        if self.strict and messages[1].role != "user":
+            raise InvalidRequest("the template takes a user's message first")
         if self.strict and any(message.role == "system" for message in messages[1:]):
             raise InvalidRequest("the template takes one system message")
         self.seen.append(messages)
@@ -192,6 +194,17 @@ async def test_a_conversation_s_own_system_message_stays_beside_the_persona(
         guide, tokenizer, BegunTurn(history=(own, *history(40, "word " * 20))), context=300
     )
     assert tokenizer.seen[-1][0].content.startswith("You guide people.\n\nSpeak of boats.")
+
+
+async def test_a_greeting_is_left_out_for_templates_that_want_the_user_first(
+    guide: RunningPersona,
+) -> None:
+    hello = (StoredItem("msg_g", "assistant", "Hello!"),)
+    loose, strict = WordTokenizer(), WordTokenizer(strict=True)
+    await planned(guide, loose, BegunTurn(history=hello), "Hi")
+    assert [message.role for message in loose.seen[0]] == ["system", "assistant", "user"]
+    await planned(guide, strict, BegunTurn(history=hello), "Hi")
+    assert [message.role for message in strict.seen[0]] == ["system", "user"]
 
 
 def test_the_personas_limits_refuse_what_is_too_long_or_too_much(guide: RunningPersona) -> None:

@@ -337,6 +337,14 @@ def test_decode_is_the_inverse_of_encode(smol: ChatTokenizer, text: str) -> None
     assert smol.decode(smol.encode(text)) == text
 
 
+def test_texts_are_counted_as_they_are_encoded_in_a_message(smol: ChatTokenizer) -> None:
+    texts = ("", "Hello world", "<|im_end|>")
+    empty, *costs = (
+        smol.encode_chat([Message("user", text)]).message_tokens[0] for text in ("", *texts[1:])
+    )
+    assert smol.count(texts) == (0, *(cost - empty for cost in costs))
+
+
 def test_raw_text_may_hold_control_tokens(smol: ChatTokenizer) -> None:
     assert smol.encode("<|im_start|>user")[0] == START
     assert smol.decode([START, END]) == "<|im_start|><|im_end|>"
