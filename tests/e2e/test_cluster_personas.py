@@ -10,8 +10,6 @@ import openai
 import pytest
 from cluster_home import REQUEST_S, ClusterHome, wait_for
 
-QUESTION = "Complete this sentence: The capital of France is"
-
 
 @pytest.fixture
 def client(cluster: ClusterHome) -> Iterator[openai.OpenAI]:
@@ -34,7 +32,9 @@ def test_a_persona_that_ships_asks_for_what_is_missing_and_hands_over(
     conversation = begun(client, "customer_service")
 
     def say(text: str) -> Any:
-        return client.responses.create(model=model, input=text, conversation=conversation)
+        return client.responses.create(
+            model=model, input=text, conversation=conversation, max_output_tokens=16
+        )
 
     asked = say("Where is my parcel?")
     assert asked.output_text == "What is your order number? It looks like AB-123456."
@@ -53,15 +53,15 @@ def test_the_model_answers_as_the_persona_where_no_words_are_fixed(
 ) -> None:
     stream = client.responses.create(
         model=model,
-        input=QUESTION,
-        conversation=begun(client, "tutor"),
+        input="I watched a great film last night",
+        conversation=begun(client, "companion"),
         temperature=0,
         max_output_tokens=40,
         stream=True,
     )
     last = list(stream)[-1]
     assert last.type in {"response.completed", "response.incomplete"}
-    assert last.response.parley["persona"] == "tutor"  # type: ignore[attr-defined]
+    assert last.response.parley["persona"] == "companion"  # type: ignore[attr-defined]
     assert last.response.parley["answered_by"] == "model"  # type: ignore[attr-defined]
     assert last.response.usage is not None
     assert last.response.usage.output_tokens > 0
