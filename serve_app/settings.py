@@ -191,6 +191,12 @@ class DialogueSettings(_Section):
         default=True,
         description="summarise turns that left the prompt, where the persona says so too",
     )
+    recalled_turns: int = Field(
+        3,
+        ge=0,
+        description="most turns that left a persona's prompt and are quoted in it where the newest turn "
+        "is about them; 0 quotes none",
+    )
     summary_tokens: Positive = Field(96, description="longest summary")
     profiles: bool = Field(
         default=True,

@@ -18,7 +18,6 @@ from serve_app.state.turns import BegunTurn
 
 __all__ = ["PersonaPlanner", "PersonaPrompt"]
 
-_MOST_RECALLED = 3
 # What templates and headings put around texts that are counted one by one.
 _AROUND = 64
 
@@ -106,11 +105,11 @@ class PersonaPlanner:
         )
         fitted = await self._fitted_at_all(draft, budget)
         left = gone + fitted.left
-        if left and self._recalls(conduct):
+        if left and self._settings.recalled_turns:
             quotes = recalled(
                 [[body[index] for index in each] for each in turns[:left]],
                 conduct.understanding.text if conduct.understanding else "",
-                most=_MOST_RECALLED,
+                most=self._settings.recalled_turns,
             )
             draft = await self._remembering(
                 fitted.draft, replace(fitted.draft.remembered, recalled=quotes), newest, budget
@@ -128,9 +127,6 @@ class PersonaPlanner:
             front=first,
             remembered=fitted.draft.remembered,
         )
-
-    def _recalls(self, conduct: Conduct) -> bool:
-        return self._settings.summaries and conduct.persona.memory.summary
 
     async def _remembering(
         self, draft: Draft, wanted: Remembered, newest: Sequence[str], budget: Budget
