@@ -28,10 +28,11 @@ from serve_app.api.items import item_object
 from serve_app.api.logprobs import LegacyLogprobs, chat_logprobs
 from serve_app.api.models import model_list, model_object
 from serve_app.api.reply import Extras, Reply, TokenLogprob, Usage
+from serve_app.api.response_object import ResponseObject
 from serve_app.api.response_stream import ResponseStreamEncoder, response_error_event
-from serve_app.api.responses import ResponseObject, ResponseRequest
+from serve_app.api.responses import ResponseRequest
 from serve_app.errors import ContextLengthExceeded, GeneratorLost, Overloaded, ParleyError
-from serve_app.messages.dialogue import ConversationView, Item, ItemsPage
+from serve_app.messages.dialogue import Item
 from serve_app.messages.generation import FinishReason
 from serve_app.messages.tokenization import TokenizerInfo
 
@@ -70,14 +71,11 @@ def response_request(**fields: Any) -> ResponseRequest:
 
 
 def response_object(**fields: Any) -> ResponseObject:
-    return ResponseObject(
-        response_request(**fields),
-        response="resp_1",
-        item="msg_1",
-        model="m",
-        created=7,
-        extras=EXTRAS,
+    made = ResponseObject.new(
+        response_request(**fields), response="resp_1", item="msg_1", model="m", created=7
     )
+    made.add(EXTRAS, fields.get("conversation"))
+    return made
 
 
 def test_a_chat_completion_is_one() -> None:
@@ -324,8 +322,8 @@ def test_an_error_outside_of_a_response_has_its_own_event() -> None:
 
 
 def test_a_conversation_and_its_end_are_openais() -> None:
-    view = ConversationView("conv_1", 7, {"k": "v"})
-    parsed = strictly(Conversation, conversation_object(view))
+    shown = conversation_object("conv_1", created=7, metadata={"k": "v"})
+    parsed = strictly(Conversation, shown)
     assert (parsed.id, parsed.created_at, parsed.metadata) == ("conv_1", 7, {"k": "v"})
     assert strictly(ConversationDeletedResource, deleted_conversation("conv_1")).deleted is True
 
@@ -342,9 +340,9 @@ def test_an_item_is_openais(role: str, kind: str) -> None:
 
 def test_a_page_of_items_names_its_ends() -> None:
     items = tuple(Item(f"msg_{number}", "user", "x") for number in range(3))
-    parsed = strictly(ConversationItemList, items_page(ItemsPage(items, has_more=True)))
+    parsed = strictly(ConversationItemList, items_page(items, has_more=True))
     assert (parsed.first_id, parsed.last_id, parsed.has_more) == ("msg_0", "msg_2", True)
-    empty = strictly(ConversationItemList, items_page(ItemsPage((), has_more=False)))
+    empty = strictly(ConversationItemList, items_page((), has_more=False))
     assert (empty.data, empty.first_id, empty.last_id) == ([], "", "")
 
 
