@@ -6,6 +6,7 @@ Nothing here looks things up in an index: every key is looked at, so what is fou
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -113,13 +114,13 @@ class Archive:
         """Return what is kept, by conversation; what else is kept of the user comes last."""
         found = []
         sessions = await self._sessions(scope)
+        digest = user_digest(scope.tenant, scope.user)
         for session, keys in sorted(sessions.items()):
-            if not session.startswith("conv_"):
-                continue
-            facts = await self._facts(scope.tenant, session, keys)
-            if facts is not None and scope.user in {None, facts.user}:
-                found.append(facts)
-        own = f"user_{user_digest(scope.tenant, scope.user)}"
+            if session.startswith("conv_"):
+                kept, whose = await self._facts(scope.tenant, session, keys)
+                if digest in {"", whose}:
+                    found.append(kept)
+        own = f"user_{digest}"
         besides = [
             Kept(session, keys)
             for session, keys in sorted(sessions.items())
@@ -259,19 +260,25 @@ class Archive:
             if cursor == 0:
                 return
 
-    async def _facts(self, tenant: str, session: str, keys: tuple[bytes, ...]) -> Kept | None:
+    async def _facts(
+        self, tenant: str, session: str, keys: tuple[bytes, ...]
+    ) -> tuple[Kept, str]:
+        """Return what is kept of a conversation, and the digest of its user."""
         names = self._keyspace.conversation(tenant, session)
         async with self._redis.client() as client, client.pipeline(transaction=True) as pipe:
-            pipe.hget(names.meta, "body")
+            pipe.hmget(names.meta, "body", "user")
             pipe.zcard(names.every)
             pipe.hlen(names.responses)
             pipe.hlen(names.feedback)
             pipe.ttl(names.meta)
-            body, items, responses, feedback, ttl = await pipe.execute()
+            (body, whose), items, responses, feedback, ttl = await pipe.execute()
         user = None
         if body is not None:
-            user = decode_conversation(self._seal, tenant, session, body).user
-        return Kept(session, keys, items, responses, feedback, user, ttl)
+            # What can't be opened can be erased all the same.
+            with suppress(StateUnavailable):
+                user = decode_conversation(self._seal, tenant, session, body).user
+        kept = Kept(session, keys, items, responses, feedback, user, ttl)
+        return kept, (whose or b"").decode()
 
     async def _load(self, tenant: str, session: str) -> _Loaded | None:
         keys = self._keyspace.conversation(tenant, session)
