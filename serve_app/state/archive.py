@@ -260,9 +260,7 @@ class Archive:
             if cursor == 0:
                 return
 
-    async def _facts(
-        self, tenant: str, session: str, keys: tuple[bytes, ...]
-    ) -> tuple[Kept, str]:
+    async def _facts(self, tenant: str, session: str, keys: tuple[bytes, ...]) -> tuple[Kept, str]:
         """Return what is kept of a conversation, and the digest of its user."""
         names = self._keyspace.conversation(tenant, session)
         async with self._redis.client() as client, client.pipeline(transaction=True) as pipe:
