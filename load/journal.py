@@ -122,7 +122,7 @@ def journal(
     streams: Annotated[int, typer.Option(min=1, help="Responses at once.")] = 32,
     rate: Annotated[float, typer.Option(min=1, help="Tokens a second of each.")] = 20.0,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long.")] = 5.0,
-    interval: Annotated[float, typer.Option(help="responses.journal_interval_s.")] = 0.1,
+    interval: Annotated[float, typer.Option(help="responses.journal_interval_s.")] = 0.2,
 ) -> None:
     """Let responses say tokens, journal them in a Redis of its own, and print what that took.
 
