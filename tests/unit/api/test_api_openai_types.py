@@ -58,10 +58,12 @@ def strictly(model: Any, body: object) -> Any:
 def parse_events(data: bytes) -> Iterator[dict[str, Any]]:
     assert data.endswith(b"\n\n")
     for event in data.removesuffix(b"\n\n").split(b"\n\n"):
-        *name, line = event.split(b"\n")
+        *rest, line = event.split(b"\n")
         body = orjson.loads(line.removeprefix(b"data: "))
-        if name:
-            assert name == [b"event: " + body["type"].encode()]
+        if rest:
+            assert rest[-1] == b"event: " + body["type"].encode()
+        if rest[:-1]:
+            assert rest[:-1] == [b"id: %d" % body["sequence_number"]]
         yield body
 
 
@@ -301,8 +303,41 @@ def test_a_response_delta_is_what_plain_encoding_gives() -> None:
             "logprobs": [],
             "sequence_number": number,
         }
-        plain = b"event: response.output_text.delta\ndata: " + orjson.dumps(body) + b"\n\n"
-        assert encoder.delta(text) == plain
+        head = b"id: %d\nevent: response.output_text.delta\ndata: " % number
+        assert encoder.delta(text) == head + orjson.dumps(body) + b"\n\n"
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("end", ["completed", "incomplete", "failed", "cancelled", "never began"])
+def test_what_is_stored_is_enough_to_make_every_event_again(end: str, *, background: bool) -> None:
+    written = response_object(background=background)
+    encoder = ResponseStreamEncoder(written)
+    sent = encoder.queued() if background else []
+    if end != "never began":
+        sent += encoder.start()
+        sent += [encoder.delta(text) for text in TEXTS]
+        sent.append(encoder.delta("lo", LOGPROBS))
+    match end:
+        case "completed":
+            final = encoder.finished(FinishReason.STOP, USAGE, completed_at=9)
+        case "incomplete":
+            final = encoder.finished(FinishReason.LENGTH, USAGE, completed_at=9)
+        case "cancelled":
+            final = encoder.cancelled()
+        case _:
+            final = encoder.failed(GeneratorLost("Gone."))
+    sent += encoder.end(final)
+    stored = {
+        "response": final,
+        "item": "msg_1",
+        "began": encoder.began,
+        "cuts": encoder.cuts,
+    }
+    again = ResponseStreamEncoder.replay(orjson.loads(orjson.dumps(stored)))
+    assert again == sent
+    for data in again:
+        for event in parse_events(data):
+            strictly(ResponseStreamEvent, event)
 
 
 def test_a_failing_stream_ends_with_what_it_had_said() -> None:
