@@ -70,8 +70,8 @@ async def talk(place: Place, user: str, said: str, **given: Any) -> tuple[str, s
     made = await store.create("acme", metadata={"said": said}, user=user)
     response = new_response_id(made.id)
     items = [
-        StoredItem(f"msg_{said}_in", "user", said, response=response),
-        StoredItem(f"msg_{said}_out", "assistant", f"{said}!", response=response),
+        StoredItem(f"msg_{response}_in", "user", said, response=response),
+        StoredItem(f"msg_{response}_out", "assistant", f"{said}!", response=response),
     ]
     await store.turns.commit(
         "acme", made.id, response=response, items=items, record={"response": {"id": response}}
