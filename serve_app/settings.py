@@ -243,7 +243,7 @@ class ResponsesSettings(_Section):
         16, description="most turns of one conversation that run or wait"
     )
     journal_interval_s: float = Field(
-        0.1,
+        0.2,
         gt=0,
         le=1,
         description="how often what running responses have said is written to their journals",

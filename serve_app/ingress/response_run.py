@@ -100,6 +100,7 @@ class ResponseRun:
         self._begun = False
         self._reason = ""
         self._streamed = False
+        self._settling = False
         self._waiters: set[asyncio.Future[None]] = set()
         self._accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._input = new_items(
@@ -175,8 +176,11 @@ class ResponseRun:
 
     def end(self, reason: str) -> None:
         """End it early: `cancel`, `interrupt`, `lost` when it was taken away, `left` by its reader."""
-        if not self._reason and self._inner is not None:
-            self._reason = reason
+        # Once the turn is on its way to be stored, it is too late for anything else.
+        if self._reason or self._settling:
+            return
+        self._reason = reason
+        if self._inner is not None:
             self._inner.cancel()
 
     async def wait(self) -> None:
@@ -198,6 +202,8 @@ class ResponseRun:
 
     async def _run(self) -> None:
         self._inner = asyncio.create_task(self._make())
+        if self._reason:
+            self._inner.cancel()
         error: ParleyError | None = None
         try:
             await self._inner
@@ -250,6 +256,7 @@ class ResponseRun:
         else:
             reply, usage = self._fixed(plan.reply)
         final = self._encoder.finished(reply.reason, usage, completed_at=int(time.time()))
+        self._settling = True
         if self.asked.joins:
             await self._commit(reply, final)
         elif self._begun:

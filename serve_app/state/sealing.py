@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from serve_app.errors import ConfigError, StateUnavailable
 from serve_app.settings import EncryptionSettings
 
-__all__ = ["KeyFile", "Seal", "open_seal"]
+__all__ = ["KeyFile", "Seal", "is_sealed", "key_file", "key_of", "open_seal"]
 
 _FORMAT = 1
 _NONCE_BYTES = 12
@@ -146,17 +146,25 @@ class Seal:
 
     Args:
         keys: the newest, which seals, last.
+        opens_plain: open what is not sealed, too; without keys there is nothing else.
 
     Raises:
         ConfigError: a key is not one, or two have the same id.
     """
 
-    def __init__(self, keys: tuple[SealingKey, ...] = ()) -> None:
+    def __init__(self, keys: tuple[SealingKey, ...] = (), *, opens_plain: bool = False) -> None:
+        self._keys = keys
+        self._opens_plain = opens_plain or not keys
         self._ciphers = {key.id.encode(): AESGCM(key.secret()) for key in keys}
         if len(self._ciphers) != len(keys):
             msg = "Two encryption keys have the same id; give each its own."
             raise ConfigError(msg, param="encryption.keys")
         self._newest = keys[-1].id.encode() if keys else b""
+
+    @classmethod
+    def opening_plain(cls, seal: Seal) -> Seal:
+        """Return a seal of the same keys that opens what is not sealed, too."""
+        return cls(seal._keys, opens_plain=True)
 
     @property
     def newest(self) -> str:
@@ -184,7 +192,7 @@ class Seal:
                 at all although everything is meant to be.
         """
         if not is_sealed(stored):
-            if not self._newest:
+            if self._opens_plain:
                 return stored
             raise StateUnavailable(_plain(place))
         name = key_of(stored)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -17,7 +18,7 @@ from serve_app.api.conversations import (
     deleted_conversation,
     items_page,
 )
-from serve_app.api.ids import checked_conversation_id
+from serve_app.api.ids import checked_conversation_id, message_id
 from serve_app.api.items import item_object, new_items
 from serve_app.errors import InvalidRequest
 from serve_app.ingress.gate import tenant_of
@@ -113,12 +114,14 @@ def conversation_routes(services: Services) -> APIRouter:
         body = parse_body(await request.body(), ItemsRequest, max_depth=depth)
         known = checked_conversation_id(conversation)
 
-        async def create(_: str) -> Response:
-            items = new_items(body.to_messages(), created=int(time.time()))
+        async def create(first: str) -> Response:
+            made = new_items(body.to_messages(), created=int(time.time()))
+            # Named after one id, so that another try appends nothing twice.
+            items = [replace(item, id=f"{first}{place:02d}") for place, item in enumerate(made)]
             await store.add_items(tenant_of(request.scope), known, as_stored(items))
             return JsonResponse(items_page(items, has_more=False))
 
-        return await carry_out_once(once, request, known, create)
+        return await carry_out_once(once, request, message_id(), create, conversation=known)
 
     @router.get("/{conversation}/items/{item}")
     async def get_item(request: Request, conversation: str, item: str) -> Response:

@@ -12,14 +12,7 @@ import pytest
 from serve_app import errors
 from serve_app.errors import ConversationNotFound, Overloaded, ParleyError
 from serve_app.messages import dialogue, generation, tokenization
-from serve_app.messages.dialogue import (
-    CommitTurn,
-    ConversationView,
-    Item,
-    ItemsPage,
-    PlanTurn,
-    TurnPlan,
-)
+from serve_app.messages.dialogue import CommitTurn, Item, PlanTurn, TurnPlan
 from serve_app.messages.generation import (
     Admitted,
     Finished,
@@ -41,8 +34,6 @@ MESSAGES = [
     TurnPlan((1, 2), 5, 1, "conv_1"),
     ITEM,
     CommitTurn("t", "conv_1", "resp_1", (ITEM,)),
-    ConversationView("conv_1", 7, {"topic": "x"}),
-    ItemsPage((ITEM,), has_more=True),
     SAMPLING,
     GenerateRequest("resp_1", "ingress-1", 3, (1, 2), SAMPLING, output=(4,), timeout_s=1.5),
     TokenLogprobs(-0.5, ((1, -0.5), (2, -1.0))),
