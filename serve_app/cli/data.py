@@ -45,10 +45,10 @@ def find(
     if not found:
         say("Nothing is kept.")
         return
-    table = Table("id", "user", "items", "responses", "feedback", "keys", "forgotten in")
+    table = Table("id", "user", "items", "responses", "feedback", "facts", "keys", "forgotten in")
     for kept in found:
         days = f"{kept.expires_s / 86400:.1f} days" if kept.expires_s > 0 else ""
-        numbers = (kept.items, kept.responses, kept.feedback, len(kept.keys))
+        numbers = (kept.items, kept.responses, kept.feedback, kept.facts, len(kept.keys))
         table.add_row(kept.session, kept.user or "", *map(str, numbers), days)
     show_table(table)
 
@@ -100,9 +100,10 @@ def erase(
         typer.confirm(f"Erase {len(found)} conversations and profiles for good?", abort=True)
     erased = _with_archive(lambda archive: archive.erase(scope))
     items, responses = sum(k.items for k in erased), sum(k.responses for k in erased)
+    facts, keys = sum(k.facts for k in erased), sum(len(k.keys) for k in erased)
     say(
         f"Erased {len(erased)} conversations and profiles: {items} items, {responses} responses, "
-        f"{sum(len(k.keys) for k in erased)} keys. Nothing of it is left in Redis."
+        f"{facts} facts, {keys} keys. Nothing of it is left in Redis."
     )
 
 

@@ -12,7 +12,9 @@ from typing import Any
 
 from serve_app.errors import StateUnavailable
 from serve_app.state.connection import RedisPool
-from serve_app.state.keyspace import ConversationKeys, Keyspace, user_digest
+from serve_app.state.keyspace import ConversationKeys, Keyspace, user_digest, user_session
+from serve_app.state.knowledge import open_state, open_summary
+from serve_app.state.profiles import decode_facts
 from serve_app.state.records import (
     Record,
     StoredItem,
@@ -32,6 +34,8 @@ _SEALED_AS: dict[str, Callable[[str], str | None]] = {
     "items": lambda name: name,
     "responses": lambda name: name,
     "feedback": lambda name: f"feedback {name}",
+    "known": lambda name: name,
+    "profile": lambda name: name,
 }
 
 
@@ -60,6 +64,7 @@ class Kept:
         items: how many messages.
         responses: how many responses.
         feedback: how many of those somebody has said something about.
+        facts: how many sentences of a user's profile.
         user: whose it is among the tenant's users, or None.
         expires_s: seconds until it is forgotten if nobody touches it.
     """
@@ -69,6 +74,7 @@ class Kept:
     items: int = 0
     responses: int = 0
     feedback: int = 0
+    facts: int = 0
     user: str | None = None
     expires_s: int = 0
 
@@ -84,6 +90,8 @@ class _Loaded:
     turns: dict[str, str] = field(default_factory=dict)
     responses: dict[str, Record] = field(default_factory=dict)
     feedback: dict[str, Record] = field(default_factory=dict)
+    states: dict[str, Record] = field(default_factory=dict)
+    summaries: dict[str, str] = field(default_factory=dict)
 
     def said_until(self, item: str) -> list[StoredItem]:
         """Return the items from the root to one, oldest first."""
@@ -120,9 +128,9 @@ class Archive:
                 kept, whose = await self._facts(scope.tenant, session, keys)
                 if digest in {"", whose}:
                     found.append(kept)
-        own = f"user_{digest}"
+        own = user_session(scope.tenant, scope.user or "")
         besides = [
-            Kept(session, keys)
+            await self._profile(scope, session, keys)
             for session, keys in sorted(sessions.items())
             if session.startswith("user_")
             and scope.conversation is None
@@ -131,9 +139,14 @@ class Archive:
         return found + besides
 
     async def export(self, scope: Scope) -> AsyncIterator[Record]:
-        """Yield what is kept as plain objects: each conversation, then what belongs to it."""
+        """Yield what is kept as plain objects: each conversation, then what belongs to it.
+
+        What is known of users, fact by fact, comes last.
+        """
         for kept in await self.find(scope):
             if not kept.session.startswith("conv_"):
+                for fact in await self._known_of(scope.tenant, kept.session):
+                    yield fact
                 continue
             loaded = await self._load(scope.tenant, kept.session)
             if loaded is None:
@@ -150,6 +163,10 @@ class Archive:
                 parent = loaded.parents.get(item.id) or None
                 current = item.id in loaded.line
                 yield {"type": "item", **of, **asdict(item), "after": parent, "current": current}
+            for at, state in loaded.states.items():
+                yield {"type": "state", **of, "after": at, "value": state}
+            for at, text in loaded.summaries.items():
+                yield {"type": "summary", **of, "until": at, "text": text}
             for record in loaded.responses.values():
                 yield {"type": "response", **of, "value": record["response"]}
             for said in loaded.feedback.values():
@@ -184,7 +201,7 @@ class Archive:
         """
         erased = await self.find(scope)
         for kept in erased:
-            claims: set[bytes] = set()
+            claims: Any = ()
             if kept.session.startswith("conv_"):
                 key = self._keyspace.conversation(scope.tenant, kept.session).claims
                 async with self._redis.client() as client:
@@ -214,7 +231,7 @@ class Archive:
             tenant, session, part = self._keyspace.parse(key)
             async with self._redis.client() as client:
                 kind = await client.type(key)
-                values = await client.hgetall(key) if kind == b"hash" else {}
+                values: Any = await client.hgetall(key) if kind == b"hash" else {}
             for name, value in values.items():
                 if not self._needs_sealing(part, name, value):
                     continue
@@ -226,9 +243,7 @@ class Archive:
                 place = tenant, session, sealed_as
                 fresh = self._seal.seal(plain.open(value, *place), *place)
                 async with self._redis.client() as client:
-                    answer = await client.execute_command(  # type: ignore[no-untyped-call]
-                        "EVAL", _SWAP, 1, key, name, value, fresh
-                    )
+                    answer = await client.eval(_SWAP, 1, key, name, value, fresh)
                 changed += answer == 1
         return changed, left
 
@@ -249,6 +264,7 @@ class Archive:
 
     async def _scan(self, pattern: str) -> AsyncIterator[bytes]:
         cursor = 0
+        keys: Any
         seen: set[bytes] = set()
         while True:
             async with self._redis.client() as client:
@@ -275,8 +291,25 @@ class Archive:
             # What can't be opened can be erased all the same.
             with suppress(StateUnavailable):
                 user = decode_conversation(self._seal, tenant, session, body).user
-        kept = Kept(session, keys, items, responses, feedback, user, ttl)
+        kept = Kept(session, keys, items, responses, feedback=feedback, user=user, expires_s=ttl)
         return kept, (whose or b"").decode()
+
+    async def _profile(self, scope: Scope, session: str, keys: tuple[bytes, ...]) -> Kept:
+        """Return what is kept of a user's profile; the user's name is not, only its digest."""
+        key = self._keyspace.profile_of(scope.tenant, session)
+        async with self._redis.client() as client, client.pipeline(transaction=True) as pipe:
+            pipe.hlen(key)
+            pipe.ttl(key)
+            facts, ttl = await pipe.execute()
+        return Kept(session, keys, facts=facts, user=scope.user, expires_s=ttl)
+
+    async def _known_of(self, tenant: str, session: str) -> list[Record]:
+        async with self._redis.client() as client:
+            stored: Any = await client.hgetall(self._keyspace.profile_of(tenant, session))
+        facts = decode_facts(self._seal, tenant, session, stored)
+        return [
+            {"type": "fact", "tenant": tenant, "profile": session, **asdict(fact)} for fact in facts
+        ]
 
     async def _load(self, tenant: str, session: str) -> _Loaded | None:
         keys = self._keyspace.conversation(tenant, session)
@@ -284,7 +317,14 @@ class Archive:
             pipe.hmget(keys.meta, "body", "hidden")
             pipe.zrange(keys.every, 0, -1)
             pipe.zrange(keys.order, 0, -1)
-            for name in (keys.items, keys.parents, keys.turns, keys.responses, keys.feedback):
+            for name in (
+                keys.items,
+                keys.parents,
+                keys.turns,
+                keys.responses,
+                keys.feedback,
+                keys.known,
+            ):
                 pipe.hgetall(name)
             (
                 (body, hidden),
@@ -295,10 +335,19 @@ class Archive:
                 turns,
                 responses,
                 feedback,
+                known,
             ) = await pipe.execute()
         if body is None:
             return None
         seal = self._seal
+        states: dict[str, Record] = {}
+        summaries: dict[str, str] = {}
+        for name, value in known.items():
+            item, _, kind = name.rpartition(b":")
+            if kind == b"state" and (state := open_state(seal, value, tenant, session, item)):
+                states[item.decode()] = state
+            if kind == b"summary" and (text := open_summary(seal, value, tenant, session, item)):
+                summaries[item.decode()] = text
         return _Loaded(
             keys=keys,
             body=body,
@@ -320,6 +369,8 @@ class Archive:
                 )
                 for name, value in feedback.items()
             },
+            states=states,
+            summaries=summaries,
         )
 
 

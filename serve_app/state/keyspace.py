@@ -26,6 +26,7 @@ __all__ = [
     "not_found",
     "response_not_found",
     "user_digest",
+    "user_session",
 ]
 
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -82,6 +83,11 @@ def user_digest(tenant: str, user: str | None) -> str:
         return ""
     named = f"{tenant}\0{user}".encode("utf-8", "surrogatepass")
     return hashlib.sha256(named).hexdigest()[:32]
+
+
+def user_session(tenant: str, user: str) -> str:
+    """Return what stands in keys where a conversation's id does, for what belongs to a user."""
+    return f"user_{user_digest(tenant, user)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +166,11 @@ class Keyspace:
 
     def profile(self, tenant: str, user: str) -> str:
         """Name the profile of a tenant's user."""
-        return f"{self._root(tenant, f'user_{user_digest(tenant, user)}')}:profile"
+        return self.profile_of(tenant, user_session(tenant, user))
+
+    def profile_of(self, tenant: str, session: str) -> str:
+        """Name the profile of the user whose `user_session` is given."""
+        return f"{self._root(tenant, session)}:profile"
 
     def pattern(self, tenant: str | None = None, session: str = "*", part: str = "*") -> str:
         """Return a pattern for SCAN: all keys of a tenant, or of all tenants."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve_app.state.connection import RedisPool
-from serve_app.state.keyspace import Keyspace, user_digest
+from serve_app.state.keyspace import Keyspace, user_session
 from serve_app.state.records import seal_record, unseal_record
 from serve_app.state.sealing import Seal
 
@@ -96,7 +96,7 @@ class ProfileStore:
         """Return what is known of a user, oldest first; nothing, of one who was never seen."""
         async with self._redis.client() as client:
             stored: Any = await client.hgetall(self._keys.profile(tenant, user))
-        return decode_facts(self._seal, tenant, user, stored)
+        return decode_facts(self._seal, tenant, user_session(tenant, user), stored)
 
     async def learn(
         self, tenant: str, user: str, facts: Sequence[NewFact], *, response: str
@@ -130,6 +130,7 @@ class ProfileStore:
         source: str,
         response: str | None,
     ) -> None:
+        session = user_session(tenant, user)
         made: dict[Any, Any] = {}
         for place, fact in enumerate(new):
             field = f"fact_{time.time_ns():016x}{place:02x}{secrets.token_hex(4)}"
@@ -140,7 +141,7 @@ class ProfileStore:
                 "response": response,
                 "created_at": int(time.time()),
             }
-            made[field] = seal_record(self._seal, values, *_place(tenant, user, field))
+            made[field] = seal_record(self._seal, values, tenant, session, field)
         key = self._keys.profile(tenant, user)
         async with self._redis.client() as client, client.pipeline(transaction=True) as pipe:
             if gone:
@@ -152,9 +153,15 @@ class ProfileStore:
 
 
 def decode_facts(
-    seal: Seal, tenant: str, user: str, stored: Mapping[bytes, bytes]
+    seal: Seal, tenant: str, session: str, stored: Mapping[bytes, bytes]
 ) -> tuple[Fact, ...]:
     """Read a profile as it is stored, oldest fact first.
+
+    Args:
+        seal: opens it.
+        tenant: whose user it is of.
+        session: the user's `user_session`.
+        stored: its facts, by id.
 
     Raises:
         StateUnavailable: a fact is damaged, or its key is not here.
@@ -162,7 +169,7 @@ def decode_facts(
     facts = []
     for field in sorted(stored):
         name = field.decode()
-        values = unseal_record(seal, stored[field], *_place(tenant, user, name))
+        values = unseal_record(seal, stored[field], tenant, session, name)
         facts.append(
             Fact(
                 id=name,
@@ -174,7 +181,3 @@ def decode_facts(
             )
         )
     return tuple(facts)
-
-
-def _place(tenant: str, user: str, field: str) -> tuple[str, str, str]:
-    return tenant, f"user_{user_digest(tenant, user)}", field

@@ -27,7 +27,7 @@ from serve_app.errors import (
 from serve_app.state import scripts
 from serve_app.state.connection import AnswerLost
 from serve_app.state.conversation_scripts import ConversationScripts
-from serve_app.state.keyspace import response_not_found, user_digest
+from serve_app.state.keyspace import response_not_found, user_digest, user_session
 from serve_app.state.knowledge import open_state, open_summary, seal_state
 from serve_app.state.profiles import Fact, decode_facts
 from serve_app.state.records import (
@@ -238,7 +238,7 @@ class TurnStore:
             state=open_state(self._seal, known, tenant, conversation, known_at),
             summary=open_summary(self._seal, summary, tenant, conversation, summary_at),
             summary_at=summary_at.decode() or None,
-            facts=decode_facts(self._seal, tenant, turn.user or "", profile),
+            facts=decode_facts(self._seal, tenant, user_session(tenant, turn.user or ""), profile),
         )
 
     async def commit(

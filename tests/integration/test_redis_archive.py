@@ -16,7 +16,8 @@ from serve_app.state.connection import RedisPool
 from serve_app.state.conversation_scripts import ConversationScripts
 from serve_app.state.conversations import ConversationStore
 from serve_app.state.idempotency import IdempotencyStore
-from serve_app.state.keyspace import new_response_id
+from serve_app.state.keyspace import new_response_id, user_session
+from serve_app.state.profiles import NewFact, ProfileStore
 from serve_app.state.records import StoredItem
 from serve_app.state.responses import ResponseStore
 from serve_app.state.sealing import KeyFile, Seal
@@ -39,6 +40,10 @@ class Place:
             ResponseStore(scripts, ResponsesSettings()),
             Archive(self.pool, key_prefix="kept", seal=seal),
         )
+
+    def profiles(self, **given: Any) -> ProfileStore:
+        seal = Seal(self.file.read()) if given.get("sealed", True) else Seal()
+        return ProfileStore(self.pool, key_prefix="kept", ttl_s=100, max_facts=9, seal=seal)
 
     async def keys(self) -> list[bytes]:
         async with self.pool.client() as client:
@@ -65,7 +70,7 @@ async def place(own_redis: RedisServer, tmp_path: Path) -> AsyncIterator[Place]:
 
 
 async def talk(place: Place, user: str, said: str, **given: Any) -> tuple[str, str]:
-    """Keep a conversation of one rated turn; return its id and the response's."""
+    """Keep all that there can be of a rated turn; return its conversation's id and the response's."""
     store, responses, _ = place.parts(**given)
     made = await store.create("acme", metadata={"said": said}, user=user)
     response = new_response_id(made.id)
@@ -74,8 +79,16 @@ async def talk(place: Place, user: str, said: str, **given: Any) -> tuple[str, s
         StoredItem(f"msg_{response}_out", "assistant", f"{said}!", response=response),
     ]
     await store.turns.commit(
-        "acme", made.id, response=response, items=items, record={"response": {"id": response}}
+        "acme",
+        made.id,
+        response=response,
+        items=items,
+        record={"response": {"id": response}},
+        state={"heard": said},
     )
+    assert await store.summaries.keep("acme", made.id, items[1].id, f"On {said}.", forgotten=0)
+    fact = NewFact("likes", f"Likes {said}.")
+    await place.profiles(**given).learn("acme", user, [fact], response=response)
     await responses.give_feedback("acme", response, {"rating": "up", "comment": f"good {said}"})
     return made.id, response
 
@@ -101,12 +114,17 @@ async def test_everything_of_a_user_is_erased_and_nobody_elses(place: Place) -> 
     await claims.answered(
         "acme", claim, status=200, content_type="a", body=b"one", conversation=anns
     )
-    (found,) = await archive.find(ANN)
+    found, profile = await archive.find(ANN)
     assert (found.session, found.items, found.responses, found.feedback) == (anns, 2, 1, 1)
+    assert (profile.session, profile.facts) == (user_session("acme", "ann"), 1)
+    assert 0 < profile.expires_s <= 100
     erased = await archive.erase(ANN)
-    assert [kept.session for kept in erased] == [anns]
+    assert [kept.session for kept in erased] == [anns, profile.session]
     assert await archive.find(ANN) == []
-    assert all(bobs.encode() in key for key in await place.keys())
+    left = (bobs.encode(), user_session("acme", "bob").encode())
+    assert all(any(name in key for name in left) for key in await place.keys())
+    assert await place.profiles().get("acme", "ann") == ()
+    assert len(await place.profiles().get("acme", "bob")) == 1
     with pytest.raises(ConversationNotFound):
         await store.get("acme", anns)
     assert (await store.get("acme", bobs)).user == "bob"
@@ -121,14 +139,20 @@ async def test_an_export_holds_all_that_was_said(place: Place) -> None:
         "conversation",
         "item",
         "item",
+        "state",
+        "summary",
         "response",
         "feedback",
+        "fact",
     ]
     assert lines[0]["metadata"] == {"said": "one"}
     assert [(line["content"], line["current"]) for line in lines[1:3]] == [
         ("one", True),
         ("one!", True),
     ]
+    assert (lines[3]["value"], lines[4]["text"]) == ({"heard": "one"}, "On one.")
+    assert (lines[3]["after"], lines[4]["until"]) == (lines[2]["id"], lines[2]["id"])
+    assert (lines[7]["text"], lines[7]["response"]) == ("Likes one.", response)
     assert {line.get("conversation", conversation) for line in lines} == {conversation}
     rated = [line async for line in archive.rated_turns(Scope("acme"))]
     assert rated == [
@@ -153,10 +177,12 @@ async def test_what_is_there_is_sealed_with_a_new_key_and_the_old_one_forgotten(
         await place.parts()[0].get("acme", plain)
     place.file.rotate()
     changed, left = await place.parts()[2].reseal()
-    assert (changed, left) == (10, {})
+    assert (changed, left) == (16, {})
     place.file.retire()
     store, _, archive = place.parts()
     for conversation in (before, plain):
         assert len((await store.load("acme", conversation))[1]) == 2
-    assert len([line async for line in archive.export(Scope("acme"))]) == 10
+    for user in ("ann", "bob"):
+        assert len(await place.profiles().get("acme", user)) == 1
+    assert len([line async for line in archive.export(Scope("acme"))]) == 16
     assert await archive.reseal() == (0, {})
