@@ -133,12 +133,16 @@ class KeyFile:
             for key in keys
         )
         draft = self.file.with_name(f".{self.file.name}.draft")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(f'{{"v": 1, "keys": [{rows}]}}\n')
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(self.file)
+        try:
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(f'{{"v": 1, "keys": [{rows}]}}\n')
+                stream.flush()
+                os.fsync(stream.fileno())
+            draft.replace(self.file)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
 
 
 class Seal:

@@ -12,7 +12,14 @@ import pytest
 from serve_app import errors
 from serve_app.errors import ConversationNotFound, Overloaded, ParleyError
 from serve_app.messages import dialogue, generation, tokenization
-from serve_app.messages.dialogue import CommitTurn, Item, PlanTurn, TurnPlan
+from serve_app.messages.dialogue import (
+    CommitTurn,
+    Item,
+    PersonaView,
+    PlanTurn,
+    SummaryPlan,
+    TurnPlan,
+)
 from serve_app.messages.generation import (
     Admitted,
     Finished,
@@ -34,6 +41,8 @@ MESSAGES = [
     TurnPlan((1, 2), 5, 1, "conv_1"),
     ITEM,
     CommitTurn("t", "conv_1", "resp_1", (ITEM,)),
+    PersonaView("pizza", "Hello!", "interrupt", 60),
+    SummaryPlan((1, 2), 64, 3),
     SAMPLING,
     GenerateRequest("resp_1", "ingress-1", 3, (1, 2), SAMPLING, output=(4,), timeout_s=1.5),
     TokenLogprobs(-0.5, ((1, -0.5), (2, -1.0))),
