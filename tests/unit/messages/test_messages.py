@@ -60,9 +60,8 @@ def sent(thing: Any) -> Any:
 
 
 def kinds(module: ModuleType) -> set[type]:
-    return {
-        one for name in module.__all__ if dataclasses.is_dataclass(one := getattr(module, name))
-    }
+    every = (getattr(module, name) for name in module.__all__)
+    return {one for one in every if isinstance(one, type) and dataclasses.is_dataclass(one)}
 
 
 def test_every_message_is_among_those_tried_here() -> None:
