@@ -235,7 +235,8 @@ class Archive:
             for name, value in values.items():
                 if not self._needs_sealing(part, name, value):
                     continue
-                sealed_as = _SEALED_AS.get(part, lambda _: None)(name.decode())
+                known = _SEALED_AS.get(part)
+                sealed_as = known(name.decode()) if known is not None else None
                 if sealed_as is None:
                     old = key_of(value) if is_sealed(value) else ""
                     left[old] = left.get(old, 0) + 1
