@@ -7,6 +7,9 @@
 #
 # keys.json: the API keys' hashes, as `parley key create` writes them to PARLEY_HOME.
 # METRICS_KEY in the environment: the API key, of those, that Prometheus is to send.
+# ENCRYPTION_KEYS in the environment, if it is set: the keys that conversations are encrypted with, as
+# ID:BASE64, newest last, with commas between. Without it a new one is made, which opens nothing that an
+# older one has sealed.
 set -euo pipefail
 umask 077
 
@@ -55,11 +58,13 @@ printf %s "$probe" >probe-password
 printf %s "$replica" >replica-password
 printf %s "$sentinel" >sentinel-password
 printf %s "$METRICS_KEY" >key
+printf %s "${ENCRYPTION_KEYS:-$(openssl rand -hex 4):$(openssl rand -base64 32)}" >keys
 
 secret parley-redis-acl --from-file=users.acl --from-file=ray-password --from-file=probe-password \
     --from-file=replica-password --from-file=sentinel-password
 secret parley-redis-tls --from-file=ca.crt --from-file=tls.crt --from-file=tls.key
 secret parley-redis-url --from-file=url
+secret parley-encryption-keys --from-file=keys
 secret parley-ray-token --from-file=auth_token
 secret parley-api-keys --from-file=keys.json="$key_file"
 secret parley-metrics-key --from-file=key

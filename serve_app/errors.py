@@ -11,11 +11,15 @@ __all__ = [
     "CommitUnknown",
     "ConfigError",
     "ContextLengthExceeded",
+    "ConversationBusy",
     "ConversationNotFound",
     "DeadlineExceeded",
     "GeneratorLost",
     "GpuUnavailable",
+    "IdempotencyConflict",
+    "IdempotencyMismatch",
     "InvalidRequest",
+    "ItemNotFound",
     "ModelError",
     "ModelNotFound",
     "Overloaded",
@@ -23,6 +27,10 @@ __all__ = [
     "PersonaNotFound",
     "QueueFull",
     "RequestTimeout",
+    "ResponseCancelled",
+    "ResponseLost",
+    "ResponseNotFound",
+    "ResponseUnfinished",
     "StateUnavailable",
     "TensorRTEngineError",
     "TensorRTUnavailable",
@@ -136,6 +144,62 @@ class ConversationNotFound(ParleyError):
     kind = "invalid_request_error"
 
 
+class ResponseNotFound(ParleyError):
+    """No such stored response, or one that belongs to somebody else."""
+
+    status = 404
+    code = "response_not_found"
+    kind = "invalid_request_error"
+
+
+class ItemNotFound(ParleyError):
+    """The conversation has no such item."""
+
+    status = 404
+    code = "item_not_found"
+    kind = "invalid_request_error"
+
+
+class ConversationBusy(ParleyError):
+    """Another turn of the conversation runs, and this one doesn't want to wait, or can't."""
+
+    status = 409
+    code = "conversation_busy"
+    kind = "invalid_request_error"
+
+
+class ResponseUnfinished(ParleyError):
+    """The response was not completed, so nothing can follow it or stand in its place."""
+
+    status = 409
+    code = "response_unfinished"
+    kind = "invalid_request_error"
+
+
+class ResponseCancelled(ParleyError):
+    """The response was cancelled, or interrupted by the next turn, before it was done."""
+
+    status = 409
+    code = "response_cancelled"
+    kind = "invalid_request_error"
+
+
+class IdempotencyConflict(ParleyError):
+    """The first request under this idempotency key is still being answered."""
+
+    status = 409
+    code = "idempotency_in_flight"
+    kind = "invalid_request_error"
+
+
+class IdempotencyMismatch(ParleyError):
+    """The idempotency key was used for another request before."""
+
+    status = 422
+    code = "idempotency_key_reused"
+    kind = "invalid_request_error"
+
+
 class PersonaNotFound(ParleyError):
     """No persona has that name."""
 
@@ -186,6 +250,13 @@ class GeneratorLost(ParleyError):
 
     status = 503
     code = "generator_lost"
+
+
+class ResponseLost(ParleyError):
+    """The ingress replica that was producing the response died, or had it taken away."""
+
+    status = 503
+    code = "response_lost"
 
 
 class DeadlineExceeded(ParleyError):

@@ -28,6 +28,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tokenizers import Tokenizer as TokenizerFile
 
 from serve_app.dialogue.manager import DialogueManager
+from serve_app.dialogue.nlu.intent_store import IntentStore
+from serve_app.dialogue.personas.catalog import PersonaCatalog
+from serve_app.dialogue.personas.running import RunningPersonas
 from serve_app.errors import StateUnavailable
 from serve_app.generation.backends.base import Backend
 from serve_app.generation.backends.simulated import SimulatedBackend
@@ -38,7 +41,10 @@ from serve_app.ingress.application import build_application
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.edge import EdgeMiddleware
 from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.remembering import Remembering
+from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
+from serve_app.ingress.stores import Stores
 from serve_app.messages.dialogue import PlanTurn, TurnPlan
 from serve_app.messages.generation import Admitted, Frame, GenerateRequest
 from serve_app.messages.tokenization import ChatEncoding, TokenizerInfo
@@ -48,6 +54,7 @@ from serve_app.settings import Settings
 from serve_app.state.connection import RedisPool
 from serve_app.state.conversations import ConversationStore
 from serve_app.state.keys import KeyRing
+from serve_app.state.sealing import KeyFile, Seal
 from serve_app.tokenization.tokenizer import ChatTokenizer
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -215,6 +222,9 @@ class AsyncTokenizer:
     async def decode(self, tokens: tuple[int, ...]) -> str:
         return self.real.decode(tokens)
 
+    async def count(self, texts: tuple[str, ...]) -> tuple[int, ...]:
+        return self.real.count(texts)
+
     async def encode_chat(
         self, messages: tuple[ChatMessage, ...], *, add_generation_prompt: bool = True
     ) -> ChatEncoding:
@@ -281,6 +291,8 @@ class Service:
         client: all streams of the ingress.
         like_serve: what stands between the edge and the application.
         keys: API keys.
+        stores: what the ingress keeps in Redis.
+        runs: the responses that it is making.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, port: int, folder: Path) -> None:
@@ -313,28 +325,42 @@ class Service:
         tokenizer, table = _loaded(tokenizer_folder, info)
         self.tokenizer = AsyncTokenizer(tokenizer)
         pool = RedisPool(redis_url, settings.redis)
+        key_file = KeyFile(self._folder / "encryption.json")
+        key_file.ensure()
+        seal = Seal(key_file.read())
         store = ConversationStore(
             pool,
             key_prefix="parley",
             ttl_s=settings.dialogue.conversation_ttl_s,
             max_items=settings.dialogue.max_items,
+            seal=seal,
         )
+        self.stores = Stores.over(pool, settings, seal, owner=self.client.subscriber)
         self.dialogue = Dialogue(
-            store, self.tokenizer, settings.dialogue, context_length=wanted.max_len
+            store,
+            self.tokenizer,
+            settings.dialogue,
+            context_length=wanted.max_len,
+            personas=RunningPersonas(
+                PersonaCatalog.of(settings.dialogue), IntentStore(self._folder / "personas")
+            ),
         )
         self.dialogue.pool = pool
-        application = build_application(
-            Services(
-                settings=settings,
-                model=info,
-                table=table,
-                generators=self.client,
-                generator_stats=self.generators,
-                dialogue=self.dialogue,
-                tokenizer=self.tokenizer,
-                keys=self.keys,
-            )
+        self.remembering = Remembering(self.client, table, self.dialogue, self.stores)
+        services = Services(
+            settings=settings,
+            model=info,
+            table=table,
+            generators=self.client,
+            generator_stats=self.generators,
+            dialogue=self.dialogue,
+            tokenizer=self.tokenizer,
+            keys=self.keys,
+            stores=self.stores,
+            remembering=self.remembering,
         )
+        self.runs = Runs(services)
+        application = build_application(services, self.runs)
         self.like_serve = LikeServe(application)
         return EdgeMiddleware(self.like_serve, settings.ingress)
 

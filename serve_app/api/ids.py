@@ -12,7 +12,6 @@ __all__ = [
     "checked_conversation_id",
     "completion_id",
     "message_id",
-    "response_id",
 ]
 
 _RANDOM_BYTES = 24  # 32 characters of base64
@@ -27,11 +26,6 @@ def chat_completion_id() -> str:
 def completion_id() -> str:
     """Return a new `cmpl-…`."""
     return f"cmpl-{secrets.token_urlsafe(_RANDOM_BYTES)}"
-
-
-def response_id() -> str:
-    """Return a new `resp_…`."""
-    return f"resp_{secrets.token_urlsafe(_RANDOM_BYTES)}"
 
 
 def message_id() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -103,13 +103,15 @@ class Extras:
 
     Attributes:
         turns_left_out: how many of the oldest turns the prompt did without.
+        explained: what the persona understood and decided, or None where none answers.
     """
 
     turns_left_out: int = 0
+    explained: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the value of `parley`."""
-        return {"turns_left_out": self.turns_left_out}
+        return {"turns_left_out": self.turns_left_out, **(self.explained or {})}
 
 
 def finish_reason(reason: FinishReason) -> Literal["stop", "length"]:

@@ -1,28 +1,29 @@
-"""POST /v1/responses: the request, and the response object in each of its states."""
+"""POST /v1/responses: the request."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, FailFast, Field, model_validator
 
 from serve_app.api.body import Neutral, WireModel, fault
 from serve_app.api.ids import checked_conversation_id
-from serve_app.api.items import InputItem, output_message, output_text
-from serve_app.api.reply import Extras, Reply, Usage, finish_reason
+from serve_app.api.items import InputItem
 from serve_app.api.sampling import (
     NEUTRAL,
     GenerationFields,
     Metadata,
-    SamplingDefaults,
+    PersonaName,
     TokenCount,
     Truncation,
 )
-from serve_app.errors import InvalidRequest, Overloaded, ParleyError
 from serve_app.messages.tokenization import Message
+from serve_app.state.keyspace import conversation_of
 
-__all__ = ["ConversationRef", "ResponseObject", "ResponseRequest"]
+__all__ = ["ConversationRef", "OnBusy", "ResponseRequest"]
+
+OnBusy = Literal["enqueue", "reject", "interrupt"]
+"""What a turn does while another one of its conversation runs."""
 
 
 def _items(value: object) -> object:
@@ -48,14 +49,12 @@ class ResponseRequest(GenerationFields):
     """Body of POST /v1/responses."""
 
     NEUTRAL: ClassVar[Neutral] = {
-        **NEUTRAL,
+        **{name: values for name, values in NEUTRAL.items() if name != "store"},
         "access_programs": (),
-        "background": (False,),
         "background_options": (),
         "context_management": ([],),
         "image": (),
         "max_tool_calls": (),
-        "previous_response_id": (),
         "prompt": (),
         "reasoning": ({}, {"effort": "none"}),
         "stream_options": ({}, {"include_obfuscation": False}),
@@ -67,15 +66,23 @@ class ResponseRequest(GenerationFields):
         ),
     }
 
-    input: Annotated[list[InputItem], FailFast(), BeforeValidator(_items)] = Field(min_length=1)
+    input: Annotated[list[InputItem], FailFast(), BeforeValidator(_items)] = Field(
+        default_factory=list
+    )
     instructions: str | None = None
     conversation: Annotated[ConversationRef | None, BeforeValidator(_reference)] = None
+    previous_response_id: str | None = Field(None, max_length=256)
+    replaces: str | None = Field(None, max_length=256)
+    on_busy: OnBusy | None = None
+    store: bool | None = None
+    background: bool = False
     max_output_tokens: TokenCount | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: Annotated[list[Literal["message.output_text.logprobs"]], FailFast()] = Field(
         default_factory=list
     )
     metadata: Metadata | None = None
+    persona: PersonaName | None = None
     truncation: Truncation = "auto"
 
     @model_validator(mode="after")
@@ -83,6 +90,16 @@ class ResponseRequest(GenerationFields):
         if self.top_logprobs and not self.include:
             predicate = "needs 'include' to have 'message.output_text.logprobs'"
             raise fault("invalid_value", predicate, "top_logprobs")
+        if not self.input and self.replaces is None:
+            if "input" in self.model_fields_set:
+                raise fault("invalid_value", "must have at least one message", "input")
+            raise fault("missing_required_parameter", "is required", "input")
+        if self.previous_response_id and (self.conversation or self.replaces):
+            predicate = "can't be sent together with 'conversation' or 'replaces'"
+            raise fault("invalid_value", predicate, "previous_response_id")
+        if self.store is False and (self.background or self.replaces):
+            predicate = "must not be false with 'background' or 'replaces'"
+            raise fault("invalid_value", predicate, "store")
         return self
 
     @property
@@ -104,127 +121,22 @@ class ResponseRequest(GenerationFields):
         """
         return None if self.conversation is None else checked_conversation_id(self.conversation.id)
 
+    @property
+    def place(self) -> str | None:
+        """The conversation, known to clients or not, that the turn belongs to; None begins one.
+
+        Raises:
+            ConversationNotFound: if what was sent can't be the id of one.
+            ResponseNotFound: if what is continued or replaced can't be a response's id.
+        """
+        other = self.previous_response_id or self.replaces
+        return conversation_of(other) if other else self.conversation_id
+
+    @property
+    def user_name(self) -> str | None:
+        """Whose turn it is among the tenant's users, as far as the request says."""
+        return self.user or self.safety_identifier
+
     def to_messages(self) -> tuple[Message, ...]:
         """Return the input as the chat template takes it, without `instructions`."""
         return tuple(item.to_message() for item in self.input)
-
-
-class ResponseObject:
-    """Writes one response in each of its states.
-
-    Attributes:
-        response: its id, `resp_…`.
-        item: id of its one output message, `msg_…`.
-    """
-
-    __slots__ = ("_constant", "item", "response")
-
-    def __init__(
-        self,
-        request: ResponseRequest,
-        *,
-        response: str,
-        item: str,
-        model: str,
-        created: int,
-        extras: Extras,
-        defaults: SamplingDefaults | None = None,
-    ) -> None:
-        """Take what all states have in common.
-
-        Args:
-            request: what is answered; its parameters are part of the object.
-            response: a new id.
-            item: a new id.
-            model: served name of the model.
-            created: Unix seconds.
-            extras: what Parley adds.
-            defaults: what applied where the request said nothing.
-        """
-        self.response = response
-        self.item = item
-        own = defaults or SamplingDefaults()
-        conversation = request.conversation_id
-        self._constant: dict[str, Any] = {
-            "id": response,
-            "object": "response",
-            "created_at": created,
-            "model": model,
-            "background": False,
-            "conversation": None if conversation is None else {"id": conversation},
-            "instructions": request.instructions,
-            "max_output_tokens": request.max_output_tokens,
-            "metadata": request.metadata or {},
-            "parallel_tool_calls": True,
-            "previous_response_id": None,
-            "store": False,
-            "temperature": own.temperature if request.temperature is None else request.temperature,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": "auto",
-            "tools": [],
-            "top_logprobs": request.top_logprobs or 0,
-            "top_p": own.top_p if request.top_p is None else request.top_p,
-            "truncation": request.truncation,
-            "user": request.user,
-            "parley": extras.as_dict(),
-        }
-
-    def in_progress(self) -> dict[str, Any]:
-        """Return the response before there is any text."""
-        return self._state("in_progress")
-
-    def finished(self, reply: Reply, usage: Usage, *, completed_at: int) -> dict[str, Any]:
-        """Return the response with its text: completed, or incomplete if it met its token limit.
-
-        Args:
-            reply: how generation ended.
-            usage: what it cost.
-            completed_at: Unix seconds.
-
-        Raises:
-            ValueError: if it ended in an error.
-        """
-        cut = finish_reason(reply.reason) == "length"
-        state = "incomplete" if cut else "completed"
-        return self._state(
-            state,
-            output=[self.message(reply, state)],
-            usage=usage.as_response_usage(),
-            incomplete_details={"reason": "max_output_tokens"} if cut else None,
-            completed_at=None if cut else completed_at,
-        )
-
-    def failed(self, error: ParleyError, text: str = "") -> dict[str, Any]:
-        """Return the response that ended in an error, with what it had said by then."""
-        output = [output_message(self.item, [output_text(text)], "incomplete")] if text else []
-        return self._state("failed", output=output, error=_error(error))
-
-    def message(self, reply: Reply, status: str) -> dict[str, Any]:
-        """Return the output message."""
-        return output_message(self.item, [output_text(reply.text, reply.logprobs or ())], status)
-
-    def _state(
-        self, status: str, *, output: Sequence[dict[str, Any]] = (), **rest: object
-    ) -> dict[str, Any]:
-        return {
-            **self._constant,
-            "status": status,
-            "output": list(output),
-            "usage": None,
-            "error": None,
-            "incomplete_details": None,
-            "completed_at": None,
-            **rest,
-        }
-
-
-def _error(error: ParleyError) -> dict[str, Any]:
-    """Return a response's `error`: OpenAI's codes are few there, so ours stands in `type`."""
-    match error:
-        case Overloaded():
-            code = "rate_limit_exceeded"
-        case InvalidRequest():
-            code = "invalid_prompt"
-        case _:
-            code = "server_error"
-    return {"code": code, "message": error.message, "param": error.param, "type": error.code}

@@ -17,6 +17,7 @@ __all__ = [
     "NEUTRAL",
     "GenerationFields",
     "Metadata",
+    "PersonaName",
     "SamplingDefaults",
     "StreamOptions",
     "TokenCount",
@@ -78,6 +79,8 @@ Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], at_most(16)
 ]
 """OpenAI's `metadata`: up to 16 pairs of strings."""
+PersonaName = Annotated[str, Field(min_length=1, max_length=64)]
+"""Names the persona that answers."""
 Truncation = Literal["auto", "disabled"]
 """Whether the oldest turns may leave a prompt that doesn't fit."""
 
@@ -92,6 +95,8 @@ class SamplingDefaults:
         top_k: most candidates; 0 keeps all.
         min_p: least probability beside the likeliest token's.
         repetition_penalty: 1 does nothing.
+        presence_penalty: 0 does nothing.
+        frequency_penalty: 0 does nothing.
     """
 
     temperature: float = 1.0
@@ -99,6 +104,8 @@ class SamplingDefaults:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
 
 class StreamOptions(WireModel):
@@ -154,6 +161,9 @@ class GenerationFields(WireModel):
     def logprobs_wanted(self) -> int | None:
         """Alternatives to report at each position; None for no log probabilities at all."""
 
+    def _given(self, name: str, default: float) -> float:
+        return float(getattr(self, name)) if name in self.model_fields_set else default
+
     @model_validator(mode="after")
     def _minimum_below_limit(self) -> GenerationFields:
         if self.token_limit is not None and self.min_tokens > self.token_limit:
@@ -198,8 +208,8 @@ class GenerationFields(WireModel):
             top_k=max(0, _first(self.top_k, own.top_k)),
             min_p=_first(self.min_p, own.min_p),
             repetition_penalty=_first(self.repetition_penalty, own.repetition_penalty),
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self._given("presence_penalty", own.presence_penalty),
+            frequency_penalty=self._given("frequency_penalty", own.frequency_penalty),
             logit_bias=tuple(self.logit_bias.items()),
             stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["DONE", "HEADERS", "HOLE", "cut", "sse_event"]
+__all__ = ["DONE", "HEADERS", "HOLE", "cut", "numbered", "split", "sse_event"]
 
 DONE = b"data: [DONE]\n\n"
 """Ends a stream of chat completions or completions."""
@@ -32,6 +32,17 @@ def sse_event(body: dict[str, Any], name: str | None = None) -> bytes:
     """Encode one event; `name` goes into its `event:` line."""
     data = b"data: " + orjson.dumps(body) + b"\n\n"
     return data if name is None else b"event: " + name.encode() + b"\n" + data
+
+
+def numbered(event: bytes, number: bytes) -> bytes:
+    """Give an encoded event an id, which a browser sends back as Last-Event-ID."""
+    return b"id: " + number + b"\n" + event
+
+
+def split(events: bytes) -> list[bytes]:
+    """Return the single events of several encoded ones."""
+    # A line break inside of an event would be one inside of a JSON string, where it is escaped.
+    return [event + b"\n\n" for event in events.split(b"\n\n")[:-1]]
 
 
 def cut(body: dict[str, Any], holes: int, name: str | None = None) -> list[bytes]:

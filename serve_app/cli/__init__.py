@@ -11,6 +11,7 @@ import serve_app
 from serve_app.cli.chat import chat
 from serve_app.cli.config import config_app
 from serve_app.cli.console import complain, sentence_of
+from serve_app.cli.data import data_app
 from serve_app.cli.doctor import doctor
 from serve_app.cli.key import key_app
 from serve_app.cli.lifecycle import down, up
@@ -36,6 +37,7 @@ app.command()(chat)
 app.add_typer(model_app, name="model")
 app.add_typer(config_app, name="config")
 app.add_typer(key_app, name="key")
+app.add_typer(data_app, name="data")
 app.add_typer(persona_app, name="persona")
 
 

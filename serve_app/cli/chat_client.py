@@ -158,6 +158,8 @@ class ChatClient:
             "conversation": conversation,
             "input": [_message(item) for item in items],
             "stream": True,
+            # Whoever interrupts a reply means it; the turn is part of the conversation all the same.
+            "store": False,
         }
         try:
             with self._client.stream("POST", "/v1/responses", content=_json(body)) as response:

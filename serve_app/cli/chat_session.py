@@ -15,7 +15,7 @@ __all__ = ["ChatSession"]
 
 _FIRST_ITEMS = 20  # as many as a conversation may be created with; the rest goes with the next turn
 _ROLES = ("system", "user", "assistant")
-_OWN_FIELDS = ("model", "conversation", "input", "stream")
+_OWN_FIELDS = ("model", "conversation", "input", "stream", "store")
 
 
 class ChatSession:

@@ -120,7 +120,9 @@ def load_deployment(file: Path | None = None, overrides: Overrides | None = None
     _refuse_open_door(source, host, settings, by_option=overrides.host is not None)
     if overrides.replicas is not None:
         _at_least(application, "Generator", overrides.replicas)
-    application["args"] = settings.model_dump(mode="json", exclude={"redis": {"url"}})
+    application["args"] = settings.model_dump(
+        mode="json", exclude={"redis": {"url"}, "encryption": {"keys"}}
+    )
     _share_cores(application)
     return Deployment(
         source.file, config, settings, host, port, math.ceil(_cpus(config["applications"]))
@@ -233,6 +235,11 @@ def _args_faults(args: dict[str, Any], path: KeyPath) -> Iterator[Fault]:
         yield Fault(
             (*path, "redis", "url"),
             "a password doesn't belong in this file; put the URL into PARLEY_REDIS_URL.",
+        )
+    if "keys" in (args.get("encryption") or {}):
+        yield Fault(
+            (*path, "encryption", "keys"),
+            "a secret doesn't belong in this file; put the keys into PARLEY_ENCRYPTION_KEYS.",
         )
 
 

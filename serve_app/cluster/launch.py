@@ -26,6 +26,7 @@ from serve_app.errors import ConfigError
 from serve_app.models.store import ModelStore, PreparedModel
 from serve_app.routing.serving import require_servable
 from serve_app.state.connection import RedisPool
+from serve_app.state.sealing import key_file, open_seal
 from serve_app.state.server import RedisServer, find_redis_server
 
 __all__ = ["follow", "start"]
@@ -66,6 +67,7 @@ def start(
         _clear_leftovers(folder, steps)
         _require_address(deployment)
         _require_redis(deployment)
+        _require_keys(home, deployment, steps)
         model = _prepare_model(home, deployment, steps)
         work_folder = folder.work_folder()
         _require_room(home, work_folder)
@@ -183,6 +185,17 @@ def _require_redis(deployment: Deployment) -> None:
         find_redis_server()
     else:
         RedisPool(settings.url, settings)
+
+
+def _require_keys(home: Path, deployment: Deployment, steps: Steps) -> None:
+    settings = deployment.settings.encryption
+    if settings.enabled and settings.keys is None:
+        file = key_file(settings, home)
+        if file.ensure():
+            steps.note(
+                f"Made the key that conversations are encrypted with: {file.file}. Keep a copy."
+            )
+    open_seal(settings, home)
 
 
 def _prepare_model(home: Path, deployment: Deployment, steps: Steps) -> PreparedModel:

@@ -80,7 +80,7 @@ class RayHead:
             run_id: their mark.
             settings: those in effect; they travel in the deployed `args`, so the variables that
                 made them are left out here and can't have their say twice.
-            redis_url: the one setting that is a secret and travels here.
+            redis_url: a setting that is a secret and travels here, as encryption keys do.
         """
         sections = tuple(f"PARLEY_{name.upper()}_" for name in Settings.model_fields)
         kept = {
@@ -89,6 +89,8 @@ class RayHead:
             if not name.startswith(sections)
             and name not in {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "PROMETHEUS_MULTIPROC_DIR"}
         }
+        given = settings.encryption.keys
+        keys = {} if given is None else {"PARLEY_ENCRYPTION_KEYS": given.get_secret_value()}
         proxy = self._work_folder / "h"
         kept |= {
             MARK: run_id,
@@ -97,6 +99,7 @@ class RayHead:
             "PARLEY_HOME": str(self._folder.home),
             "PARLEY_REDIS_URL": redis_url,
             **AT_IMPORT,
+            **keys,
             "RAY_AUTH_TOKEN_PATH": str(self._folder.token_file),
             "RAY_START_HOOK": f"{without_client_server.__module__}.{without_client_server.__name__}",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",

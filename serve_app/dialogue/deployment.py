@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.dialogue.manager import DialogueManager
+from serve_app.dialogue.nlu.intent_store import IntentStore
+from serve_app.dialogue.personas.catalog import PersonaCatalog
+from serve_app.dialogue.personas.running import RunningPersonas
 from serve_app.errors import StateUnavailable
-from serve_app.messages.dialogue import (
-    CommitTurn,
-    ConversationView,
-    Item,
-    ItemsPage,
-    PlanTurn,
-    TurnPlan,
-)
+from serve_app.messages.dialogue import CommitTurn, PersonaView, PlanTurn, SummaryPlan, TurnPlan
 from serve_app.messages.tokenization import ChatEncoding, Message
 from serve_app.routing.listening import listen_on_node_address
 from serve_app.routing.remote_call import answer_of
@@ -25,6 +18,7 @@ from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import Settings, parley_home
 from serve_app.state.connection import RedisPool
 from serve_app.state.conversations import ConversationStore
+from serve_app.state.sealing import open_seal
 
 __all__ = ["Dialogue"]
 
@@ -41,24 +35,38 @@ class _RemoteTokenizer:
         )
         return encoding
 
+    async def count(self, texts: tuple[str, ...]) -> tuple[int, ...]:
+        counts: tuple[int, ...] = await answer_of(
+            lambda: self._handle.count.remote(texts), timeout_s=TOKENIZER_TIMEOUT_S
+        )
+        return counts
+
 
 @serve.deployment(name="Dialogue")
 class Dialogue:
-    """Plans and commits turns, and keeps conversations."""
+    """Plans and commits turns."""
 
     def __init__(self, settings: Settings, tokenizer: DeploymentHandle) -> None:
         listen_on_node_address()
         self._redis = RedisPool.open(settings.redis, parley_home())
+        personas = RunningPersonas(
+            PersonaCatalog.of(settings.dialogue), IntentStore(parley_home() / "personas")
+        )
+        personas.warm()
+        if settings.dialogue.default_persona is not None:
+            personas.get(settings.dialogue.default_persona)
         self._manager = DialogueManager(
             ConversationStore(
                 self._redis,
                 key_prefix=settings.redis.key_prefix,
                 ttl_s=settings.dialogue.conversation_ttl_s,
                 max_items=settings.dialogue.max_items,
+                seal=open_seal(settings.encryption, parley_home()),
             ),
             _RemoteTokenizer(tokenizer),
             settings.dialogue,
             context_length=tokenizer_info(served_model(settings), settings).context_length,
+            personas=personas,
         )
 
     async def plan(self, turn: PlanTurn) -> TurnPlan:
@@ -69,23 +77,13 @@ class Dialogue:
         """See `DialogueManager.commit`."""
         await self._manager.commit(turn)
 
-    async def create(
-        self, tenant: str, *, metadata: Mapping[str, str], items: tuple[Item, ...]
-    ) -> ConversationView:
-        """See `DialogueManager.create`."""
-        return await self._manager.create(tenant, metadata=metadata, items=items)
+    async def persona(self, name: str | None) -> PersonaView:
+        """See `DialogueManager.persona`."""
+        return await self._manager.persona(name)
 
-    async def get(self, tenant: str, conversation: str) -> ConversationView:
-        """See `DialogueManager.get`."""
-        return await self._manager.get(tenant, conversation)
-
-    async def delete(self, tenant: str, conversation: str) -> None:
-        """See `DialogueManager.delete`."""
-        await self._manager.delete(tenant, conversation)
-
-    async def items(self, tenant: str, conversation: str, **page: Any) -> ItemsPage:
-        """See `DialogueManager.items`."""
-        return await self._manager.items(tenant, conversation, **page)
+    async def plan_summary(self, tenant: str, conversation: str, item: str) -> SummaryPlan | None:
+        """See `DialogueManager.plan_summary`."""
+        return await self._manager.plan_summary(tenant, conversation, item)
 
     async def state_reachable(self) -> bool:
         """Whether Redis answers."""

@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import date
 from hashlib import blake2b
-from typing import Literal, Protocol
 
+from serve_app.dialogue.conduct import Conduct, conduct_turn
+from serve_app.dialogue.memory.facts import find_facts
+from serve_app.dialogue.memory.summary import summary_request
+from serve_app.dialogue.persona_planner import PersonaPlanner, PersonaPrompt
+from serve_app.dialogue.personas.running import RunningPersona, RunningPersonas
+from serve_app.dialogue.personas.schema import text_in
 from serve_app.dialogue.planner import Budget, fit, leading, plan
+from serve_app.dialogue.tokenizer_port import TokenizerPort
+from serve_app.errors import PersonaNotFound
 from serve_app.messages.dialogue import (
+    NOBODY,
     CommitTurn,
-    ConversationView,
     Item,
-    ItemsPage,
+    PersonaView,
     PlanTurn,
+    SummaryPlan,
     TurnPlan,
 )
-from serve_app.messages.tokenization import ChatEncoding, Message
+from serve_app.messages.tokenization import Message
 from serve_app.settings import DialogueSettings
 from serve_app.state.conversations import ConversationStore
-from serve_app.state.records import StoredConversation, StoredItem
+from serve_app.state.profiles import NewFact
+from serve_app.state.records import StoredItem
+from serve_app.state.turns import BegunTurn
 
-__all__ = ["DialogueManager", "TokenizerPort"]
-
-# A stride longer than this share of a small context would cost more history than it saves work.
-_LARGEST_STRIDE = 8
-
-
-class TokenizerPort(Protocol):
-    """The tokenizer, wherever it runs."""
-
-    async def encode_chat(self, messages: tuple[Message, ...]) -> ChatEncoding:
-        """Render and encode a conversation up to where the assistant's reply starts."""
-        ...
+__all__ = ["DialogueManager"]
 
 
 class DialogueManager:
-    """Plans and commits turns, and keeps the conversations that they belong to.
+    """Plans and commits turns.
 
     Whatever touches a stored conversation raises StateUnavailable when Redis can't be reached and
     ConversationNotFound when the tenant has no such conversation; stateless turns need no Redis.
@@ -45,6 +47,8 @@ class DialogueManager:
         tokenizer: encodes them.
         settings: persona and budgets.
         context_length: most tokens of a prompt and its reply.
+        personas: who can answer; None has nobody but the model itself.
+        today: the users' day.
     """
 
     def __init__(
@@ -54,29 +58,70 @@ class DialogueManager:
         settings: DialogueSettings,
         *,
         context_length: int,
+        personas: RunningPersonas | None = None,
+        today: Callable[[], date] = date.today,
     ) -> None:
         self._store = store
         self._tokenizer = tokenizer
         self._settings = settings
         self._context_length = context_length
+        self._personas = personas
+        self._today = today
+        self._persona_planner = PersonaPlanner(tokenizer, settings, context_length=context_length)
+
+    async def persona(self, name: str | None) -> PersonaView:
+        """Return what is to be known of a persona where a conversation with it begins.
+
+        Args:
+            name: its name; None takes the settings', and there may be none.
+
+        Raises:
+            PersonaNotFound: there is none of that name.
+            ConfigError: its file is broken.
+        """
+        running = await self._running(name)
+        if running is None:
+            return NOBODY
+        persona = running.persona
+        said_first = persona.greeting
+        return PersonaView(
+            name=persona.name,
+            greeting=None if said_first is None else text_in(said_first, persona.language),
+            on_busy=persona.limits.concurrent_turns,
+            ttl_s=persona.memory.ttl_s,
+        )
 
     async def plan(self, turn: PlanTurn) -> TurnPlan:
         """Return the prompt of a turn, within the context.
 
         Raises:
             ContextLengthExceeded: what must be in the prompt doesn't fit.
-            InvalidRequest: the model's chat template doesn't take these messages.
+            InvalidRequest: the model's chat template doesn't take these messages, or the persona's
+                limits don't allow the turn.
+            PersonaNotFound: no persona has the name that the turn or its conversation gives.
         """
-        history: tuple[StoredItem, ...] = ()
-        if turn.conversation is not None:
-            _, history = await self._store.load(turn.tenant, turn.conversation)
+        # Before anything is begun: a wrong name leaves nothing behind.
+        running = await self._running(turn.persona) if turn.persona else None
+        begun = await self._begin(turn)
+        if begun.waits or begun.repeated:
+            return TurnPlan(waits=begun.waits, repeated=begun.repeated)
+        if running is None and turn.takes_persona:
+            running = await self._running(begun.persona)
+        if running is not None:
+            return await self._plan_with(running, turn, begun)
+        return await self._plan_without(turn, begun)
+
+    async def _plan_without(self, turn: PlanTurn, begun: BegunTurn) -> TurnPlan:
+        history = begun.history
+        asked = tuple(Message(item.role, item.content) for item in begun.asked)
+        if not turn.messages:
+            turn = replace(turn, messages=asked)
         messages = self._conversation(history, turn)
         affinity = turn.conversation or _common_beginning(messages)
-        budget = Budget(
+        budget = Budget.of(
+            self._settings,
             context=self._context_length,
-            reply=self._settings.reply_tokens,
             max_tokens=turn.max_tokens,
-            stride=min(self._settings.truncate_stride, self._context_length // _LARGEST_STRIDE),
             truncate=turn.truncate,
         )
 
@@ -92,6 +137,9 @@ class DialogueManager:
                     max_tokens=planned.max_tokens,
                     turns_left_out=left_out,
                     affinity=affinity,
+                    hidden=begun.hidden,
+                    base=begun.base if turn.begin is not None else None,
+                    asked=asked,
                 )
             left_out += planned.turns_left_out
 
@@ -102,55 +150,117 @@ class DialogueManager:
             InvalidRequest: one of its items is in the conversation already.
             CommitUnknown: it may have been stored, or not.
         """
-        await self._store.commit(
+        await self._store.turns.commit(
             turn.tenant,
             turn.conversation,
             response=turn.response,
             items=[_stored(item) for item in turn.items],
+            owner=turn.owner,
+            base=turn.base,
+            record=turn.record,
+            state=turn.state,
         )
 
-    async def create(
-        self, tenant: str, *, metadata: Mapping[str, str], items: Sequence[Item] = ()
-    ) -> ConversationView:
-        """Start a conversation, with items in it if there are any."""
-        view = await self._store.create(
-            tenant, metadata=metadata, items=[_stored(item) for item in items]
-        )
-        return _view(view)
-
-    async def get(self, tenant: str, conversation: str) -> ConversationView:
-        """Return a conversation without its items."""
-        return _view(await self._store.get(tenant, conversation))
-
-    async def delete(self, tenant: str, conversation: str) -> None:
-        """Forget a conversation and everything in it."""
-        await self._store.delete(tenant, conversation)
-
-    async def items(
-        self,
-        tenant: str,
-        conversation: str,
-        *,
-        after: str | None = None,
-        limit: int = 20,
-        order: Literal["asc", "desc"] = "desc",
-    ) -> ItemsPage:
-        """Return a page of a conversation's items.
+    async def plan_summary(self, tenant: str, conversation: str, item: str) -> SummaryPlan | None:
+        """Return what to ask the model for, so that all up to an item is summarised.
 
         Args:
             tenant: whose conversation it is.
             conversation: its id.
-            after: id of the item before the page; None starts at the beginning.
-            limit: most items of the page, at least 1.
-            order: oldest first ("asc") or newest first.
+            item: id of the last item that left the prompt.
 
-        Raises:
-            InvalidRequest: there is no item `after`.
+        Returns:
+            None where there is nothing to summarise: it was done meanwhile, or the item is gone.
         """
-        items, has_more = await self._store.items(
-            tenant, conversation, after=after, limit=limit, order=order
+        line = await self._store.summaries.line(tenant, conversation, item)
+        if line is None or line.covered == len(line.items):
+            return None
+        new = line.items[line.covered :]
+        room = self._context_length - self._settings.summary_tokens
+        for without in range(len(new)):
+            encoding = await self._tokenizer.encode_chat(
+                summary_request(line.summary, new, without=without)
+            )
+            if len(encoding.tokens) <= room:
+                return SummaryPlan(encoding.tokens, self._settings.summary_tokens, line.forgotten)
+        return None
+
+    async def _running(self, name: str | None) -> RunningPersona | None:
+        """Return a persona, the settings' where none is named, or None where they name none."""
+        wanted = name or self._settings.default_persona
+        if wanted is None:
+            return None
+        if self._personas is None:
+            msg = f"No persona is named {wanted[:80]!r}; there are none here."
+            raise PersonaNotFound(msg, param="persona")
+        # Files are read there, and intents fitted.
+        return await asyncio.to_thread(self._personas.get, wanted)
+
+    async def _plan_with(
+        self, running: RunningPersona, turn: PlanTurn, begun: BegunTurn
+    ) -> TurnPlan:
+        asked = tuple(Message(item.role, item.content) for item in begun.asked)
+        if not turn.messages:
+            turn = replace(turn, messages=asked)
+        conduct = await asyncio.to_thread(
+            conduct_turn, running, begun.state, turn.messages, today=self._today()
         )
-        return ItemsPage(tuple(_item(item) for item in items), has_more)
+        explained = conduct.explained()
+        planned = TurnPlan(
+            affinity=turn.conversation or _common_beginning(turn.messages),
+            hidden=begun.hidden if turn.begin is not None else True,
+            base=begun.base if turn.begin is not None else None,
+            asked=asked,
+            explained=explained,
+            state=conduct.state.to_json(),
+            facts=self._facts(conduct, turn),
+        )
+        if conduct.decision.text is not None:
+            return replace(planned, reply=conduct.decision.text)
+        prompt = await self._persona_planner.plan(conduct, turn, begun)
+        known = prompt.remembered
+        explained["remembered"] = {
+            "facts": len(known.facts),
+            "summary": known.summary is not None,
+            "recalled": len(known.recalled),
+        }
+        return replace(
+            planned,
+            prompt=prompt.tokens,
+            max_tokens=prompt.max_tokens,
+            turns_left_out=prompt.turns_left_out,
+            sampling=conduct.persona.sampling.model_dump(exclude_none=True),
+            unsummarised=self._unsummarised(conduct, begun, prompt),
+        )
+
+    def _facts(self, conduct: Conduct, turn: PlanTurn) -> tuple[NewFact, ...]:
+        """Return what the user says of themselves, where that is to be kept."""
+        keeps = self._settings.profiles and conduct.persona.memory.profile
+        named = turn.begin is not None and turn.begin.user
+        if not (keeps and named and conduct.understanding is not None):
+            return ()
+        return find_facts(conduct.understanding.text)
+
+    def _unsummarised(
+        self, conduct: Conduct, begun: BegunTurn, prompt: PersonaPrompt
+    ) -> str | None:
+        """Return the id of the last item that left the prompt, if no summary has it."""
+        if not (self._settings.summaries and conduct.persona.memory.summary):
+            return None
+        last = min(prompt.front + prompt.messages_left_out, len(begun.history)) - 1
+        if not prompt.messages_left_out or last < 0:
+            return None
+        places = {item.id: place for place, item in enumerate(begun.history)}
+        return begun.history[last].id if places.get(begun.summary_at or "", -1) < last else None
+
+    async def _begin(self, turn: PlanTurn) -> BegunTurn:
+        """Load what was said before a turn, and take the turn's place behind it."""
+        if turn.conversation is None:
+            return BegunTurn()
+        if turn.begin is not None:
+            return await self._store.turns.begin(turn.tenant, turn.conversation, turn.begin)
+        _, history = await self._store.load(turn.tenant, turn.conversation)
+        return BegunTurn(history=history)
 
     def _conversation(self, history: Sequence[StoredItem], turn: PlanTurn) -> tuple[Message, ...]:
         """Return all messages, the system's first: instructions, else its own, else the persona."""
@@ -175,13 +285,3 @@ def _common_beginning(messages: Sequence[Message]) -> str:
 
 def _stored(item: Item) -> StoredItem:
     return StoredItem(item.id, item.role, item.content, item.status, item.response, item.created_at)
-
-
-def _item(stored: StoredItem) -> Item:
-    return Item(
-        stored.id, stored.role, stored.content, stored.status, stored.response, stored.created_at
-    )
-
-
-def _view(stored: StoredConversation) -> ConversationView:
-    return ConversationView(stored.id, stored.created_at, dict(stored.metadata))

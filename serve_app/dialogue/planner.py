@@ -10,8 +10,13 @@ from dataclasses import dataclass
 
 from serve_app.errors import ContextLengthExceeded
 from serve_app.messages.tokenization import ChatEncoding, Message
+from serve_app.settings import DialogueSettings
 
-__all__ = ["Budget", "PromptPlan", "fit", "leading", "plan"]
+__all__ = ["Budget", "PromptPlan", "beyond_window", "fit", "leading", "plan", "split_turns"]
+
+
+# A stride longer than this share of a small context would cost more history than it saves work.
+_LARGEST_STRIDE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,33 @@ class Budget:
     max_tokens: int | None = None
     stride: int = 0
     truncate: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        settings: DialogueSettings,
+        *,
+        context: int,
+        max_tokens: int | None,
+        truncate: bool,
+        reply: int | None = None,
+    ) -> Budget:
+        """Return the budget of a turn.
+
+        Args:
+            settings: room for the reply, and the stride.
+            context: most tokens of prompt and reply together.
+            max_tokens: most new tokens asked for, or None.
+            truncate: let turns leave.
+            reply: room to keep for the reply instead of the settings'.
+        """
+        return cls(
+            context=context,
+            reply=reply or settings.reply_tokens,
+            max_tokens=max_tokens,
+            stride=min(settings.truncate_stride, context // _LARGEST_STRIDE),
+            truncate=truncate,
+        )
 
     @property
     def room(self) -> int:
@@ -87,7 +119,7 @@ def plan(
     left = budget.context - prompt
     if not budget.truncate and left < (budget.max_tokens or 1):
         raise _too_long(prompt, budget)
-    turns = _turns(messages, pinned)[:-1] if budget.truncate else []
+    turns = split_turns(messages, pinned)[:-1] if budget.truncate else []
     missing = budget.room - left
     if missing <= 0 or not turns:
         if left < 1:
@@ -105,9 +137,19 @@ def fit(messages: Sequence[Message], budget: Budget, *, pinned: int) -> PromptPl
 
     A message takes at least one token: no more messages than the context has tokens can stay.
     """
-    turns = _turns(messages, pinned)[:-1] if budget.truncate else []
+    turns = split_turns(messages, pinned)[:-1] if budget.truncate else []
     leaving = _oldest(turns, [1] * len(messages), len(messages) - budget.context)
     return _without(messages, leaving, max_tokens=budget.room)
+
+
+def beyond_window(turns: int, most: int) -> int:
+    """Return how many of the oldest turns have no place in a window of so many.
+
+    They leave in strides of a quarter of the window, so that a prompt begins the same for several turns.
+    """
+    stride = max(1, most // 4)
+    excess = max(0, turns - most)
+    return min(-(-excess // stride) * stride, max(0, turns - 1))
 
 
 def _oldest(
@@ -123,7 +165,7 @@ def _oldest(
     return taken
 
 
-def _turns(messages: Sequence[Message], pinned: int) -> list[list[int]]:
+def split_turns(messages: Sequence[Message], pinned: int) -> list[list[int]]:
     """Return the indices of each turn's messages: what users say, and the replies up to the next.
 
     A greeting by the assistant belongs to the first turn. What the system says later than at the

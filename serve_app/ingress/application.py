@@ -13,26 +13,29 @@ from serve_app.ingress.json_response import JsonResponse
 from serve_app.ingress.routes.chat import chat_routes
 from serve_app.ingress.routes.completions import completion_routes
 from serve_app.ingress.routes.conversations import conversation_routes
+from serve_app.ingress.routes.profiles import profile_routes
 from serve_app.ingress.routes.responses import response_routes
 from serve_app.ingress.routes.service import service_routes
 from serve_app.ingress.routes.tokenize import tokenize_routes
+from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
 
 __all__ = ["build_application"]
 
 
-def build_application(services: Services) -> FastAPI:
+def build_application(services: Services, runs: Runs) -> FastAPI:
     """Put the routes together behind the gate."""
     app = FastAPI(title="Parley", version=__version__, openapi_url=None)
     for routes in (
         chat_routes,
         completion_routes,
-        response_routes,
         conversation_routes,
+        profile_routes,
         tokenize_routes,
         service_routes,
     ):
         app.include_router(routes(services))
+    app.include_router(response_routes(services, runs))
 
     @app.exception_handler(HTTPException)
     async def no_such_route(request: Request, error: HTTPException) -> Response:

@@ -14,12 +14,17 @@ from serve_app.ingress.application import build_application
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.edge import use_limits
 from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.remembering import Remembering
 from serve_app.ingress.remote import RemoteDialogue, RemoteGenerator, RemoteTokenizer
+from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
+from serve_app.ingress.stores import Stores
 from serve_app.routing.listening import listen_on_node_address, open_to_other_machines
 from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import Settings, drain_flag, parley_home
+from serve_app.state.connection import RedisPool
 from serve_app.state.keys import KeyRing
+from serve_app.state.sealing import open_seal
 
 __all__ = ["Ingress"]
 
@@ -64,22 +69,34 @@ class Ingress:
         use_limits(settings.ingress)
         model = served_model(settings)
         generators = RemoteGenerator(generator, timeout_s=UNARY_TIMEOUT_S)
+        client = GeneratorClient(
+            generators,
+            silence_s=settings.ingress.generator_silence_s,
+            max_moves=settings.ingress.max_moves,
+            shutting_down=drain_flag(parley_home()).exists,
+            admission_s=settings.ingress.admission_timeout_s,
+        )
+        stores = Stores.over(
+            RedisPool.open(settings.redis, parley_home()),
+            settings,
+            open_seal(settings.encryption, parley_home()),
+            owner=client.subscriber,
+        )
+        table = TokenTable(TokenizerFile.from_file(str(model.path / "tokenizer.json")))
+        remote_dialogue = RemoteDialogue(dialogue, timeout_s=UNARY_TIMEOUT_S)
         self._services = Services(
             settings=settings,
             model=tokenizer_info(model, settings),
-            table=TokenTable(TokenizerFile.from_file(str(model.path / "tokenizer.json"))),
-            generators=GeneratorClient(
-                generators,
-                silence_s=settings.ingress.generator_silence_s,
-                max_moves=settings.ingress.max_moves,
-                shutting_down=drain_flag(parley_home()).exists,
-                admission_s=settings.ingress.admission_timeout_s,
-            ),
+            table=table,
+            generators=client,
             generator_stats=generators,
-            dialogue=RemoteDialogue(dialogue, timeout_s=UNARY_TIMEOUT_S),
+            dialogue=remote_dialogue,
             tokenizer=RemoteTokenizer(tokenizer, timeout_s=UNARY_TIMEOUT_S),
             keys=keys,
+            stores=stores,
+            remembering=Remembering(client, table, remote_dialogue, stores),
         )
+        self._runs = Runs(self._services)
 
     def check_health(self) -> None:
         """Raise when this replica could no longer tell that a generator is lost."""
@@ -87,4 +104,8 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Build the application once the services are there; Serve calls this."""
-        return build_application(self._services)
+        return build_application(self._services, self._runs)
+
+    async def __del__(self) -> None:
+        """Let the responses that nobody waits for end, before Serve ends this replica."""
+        await self._runs.drain()

@@ -10,14 +10,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.errors import CommitUnknown, Overloaded, ParleyError
-from serve_app.messages.dialogue import (
-    CommitTurn,
-    ConversationView,
-    Item,
-    ItemsPage,
-    PlanTurn,
-    TurnPlan,
-)
+from serve_app.messages.dialogue import CommitTurn, PersonaView, PlanTurn, SummaryPlan, TurnPlan
 from serve_app.messages.generation import GenerateRequest
 from serve_app.messages.tokenization import Message
 from serve_app.routing.remote_call import answer_of
@@ -45,23 +38,13 @@ class RemoteDialogue:
         unanswered = CommitUnknown(message, param="conversation")
         await self._call("commit", turn, unanswered=unanswered)
 
-    async def create(
-        self, tenant: str, *, metadata: Mapping[str, str], items: tuple[Item, ...]
-    ) -> ConversationView:
-        """See `DialogueManager.create`."""
-        return await self._call("create", tenant, metadata=dict(metadata), items=items)
+    async def persona(self, name: str | None) -> PersonaView:
+        """See `DialogueManager.persona`."""
+        return await self._call("persona", name)
 
-    async def get(self, tenant: str, conversation: str) -> ConversationView:
-        """See `DialogueManager.get`."""
-        return await self._call("get", tenant, conversation)
-
-    async def delete(self, tenant: str, conversation: str) -> None:
-        """See `DialogueManager.delete`."""
-        await self._call("delete", tenant, conversation)
-
-    async def items(self, tenant: str, conversation: str, **page: Any) -> ItemsPage:
-        """See `DialogueManager.items`."""
-        return await self._call("items", tenant, conversation, **page)
+    async def plan_summary(self, tenant: str, conversation: str, item: str) -> SummaryPlan | None:
+        """See `DialogueManager.plan_summary`."""
+        return await self._call("plan_summary", tenant, conversation, item)
 
     async def state_reachable(self) -> bool:
         """Whether Redis answers."""

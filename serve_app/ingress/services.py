@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from serve_app.api.sampling import SamplingDefaults
 from serve_app.errors import ModelNotFound
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.remembering import Remembering
 from serve_app.ingress.replies import Generation
-from serve_app.messages.dialogue import (
-    CommitTurn,
-    ConversationView,
-    Item,
-    ItemsPage,
-    PlanTurn,
-    TurnPlan,
-)
+from serve_app.ingress.stores import Stores
+from serve_app.messages.dialogue import CommitTurn, PersonaView, PlanTurn, SummaryPlan, TurnPlan
 from serve_app.messages.tokenization import ChatEncoding, Message, TokenizerInfo
 from serve_app.settings import Settings
 from serve_app.state.keys import KeyRing
@@ -36,19 +31,13 @@ class DialoguePort(Protocol):
     def commit(self, turn: CommitTurn) -> Awaitable[None]:
         """Store a finished turn."""
 
-    def create(
-        self, tenant: str, *, metadata: Mapping[str, str], items: tuple[Item, ...]
-    ) -> Awaitable[ConversationView]:
-        """Start a conversation."""
+    def persona(self, name: str | None) -> Awaitable[PersonaView]:
+        """Return what is to be known of a persona where a conversation with it begins."""
 
-    def get(self, tenant: str, conversation: str) -> Awaitable[ConversationView]:
-        """Return a conversation."""
-
-    def delete(self, tenant: str, conversation: str) -> Awaitable[None]:
-        """Forget a conversation."""
-
-    def items(self, tenant: str, conversation: str, **page: Any) -> Awaitable[ItemsPage]:
-        """Return a page of items."""
+    def plan_summary(
+        self, tenant: str, conversation: str, item: str
+    ) -> Awaitable[SummaryPlan | None]:
+        """Return what to ask the model for, so that all up to an item is summarised."""
 
     def state_reachable(self) -> Awaitable[bool]:
         """Whether Redis answers."""
@@ -89,6 +78,8 @@ class Services:
         dialogue: plans and commits turns.
         tokenizer: encodes and decodes.
         keys: API keys.
+        stores: what is kept of conversations and responses.
+        remembering: summaries and profiles, beside everything else.
     """
 
     settings: Settings
@@ -99,6 +90,8 @@ class Services:
     dialogue: DialoguePort
     tokenizer: TokenizerPort
     keys: KeyRing
+    stores: Stores
+    remembering: Remembering
 
     def check_model(self, name: str | None) -> None:
         """Refuse a model that isn't served.

@@ -1,12 +1,15 @@
-"""Ingress → Dialogue: plan a turn, commit a turn, and the conversations themselves."""
+"""Ingress → Dialogue: plan a turn, commit a turn."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from serve_app.messages.tokenization import Message
+from serve_app.state.profiles import NewFact
+from serve_app.state.turns import TurnBegin
 
-__all__ = ["CommitTurn", "ConversationView", "Item", "ItemsPage", "PlanTurn", "TurnPlan"]
+__all__ = ["NOBODY", "CommitTurn", "Item", "PersonaView", "PlanTurn", "SummaryPlan", "TurnPlan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,10 @@ class PlanTurn:
         instructions: a system message for this turn only, in front of everything.
         max_tokens: most new tokens asked for; None leaves it to the context that is left.
         truncate: drop the oldest turns where the prompt doesn't fit; False refuses instead.
+        begin: how the turn takes its place among others, where it is to be stored.
+        persona: name of the persona that answers this turn; None takes the conversation's, else the
+            settings'.
+        takes_persona: whether a persona answers at all; chat completions have none.
     """
 
     tenant: str
@@ -28,6 +35,9 @@ class PlanTurn:
     instructions: str | None = None
     max_tokens: int | None = None
     truncate: bool = True
+    begin: TurnBegin | None = None
+    persona: str | None = None
+    takes_persona: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +49,34 @@ class TurnPlan:
         max_tokens: most new tokens, already cut to what the context leaves.
         turns_left_out: how many of the oldest turns the prompt does without.
         affinity: key under which the generator router finds this conversation's cached prefix.
+        waits: how many turns go before this one; nothing is planned while there are any.
+        repeated: the turn was committed already; nothing is planned.
+        hidden: whether the turn belongs to no conversation that clients know.
+        base: id of the item behind which the turn goes, None where it isn't stored.
+        asked: what the model is asked, where the request left that to the turn which it replaces.
+        reply: the reply, where a rule has fixed words for it; nothing is to be generated then.
+        sampling: the persona's sampling, by the names of `SamplingParams`, where a request says nothing.
+        explained: what was understood and decided, for whoever reads the reply; None without a persona.
+        state: what is known of the conversation behind the turn; goes into `CommitTurn`.
+        facts: what the user has said of themselves, to be kept once the turn is stored.
+        unsummarised: id of the last item that left the prompt and is in no summary; None if none is.
     """
 
-    prompt: tuple[int, ...]
-    max_tokens: int
-    turns_left_out: int
-    affinity: str
+    prompt: tuple[int, ...] = ()
+    max_tokens: int = 0
+    turns_left_out: int = 0
+    affinity: str = ""
+    waits: int = 0
+    repeated: bool = False
+    hidden: bool = True
+    base: str | None = None
+    asked: tuple[Message, ...] = ()
+    reply: str | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+    explained: dict[str, Any] | None = None
+    state: dict[str, Any] | None = None
+    facts: tuple[NewFact, ...] = ()
+    unsummarised: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,37 +109,53 @@ class CommitTurn:
         conversation: its id.
         response: the response's id; a second commit under the same id changes nothing.
         items: input items first, then the reply.
+        owner: who began the turn; "" where nobody did.
+        base: id of the item behind which it goes; None takes the conversation's head.
+        record: the response as it ended, to be kept with the turn; None keeps none.
+        state: what is known of the conversation behind the turn, as it was planned.
     """
 
     tenant: str
     conversation: str
     response: str
     items: tuple[Item, ...]
+    owner: str = ""
+    base: str | None = None
+    record: dict[str, Any] | None = None
+    state: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class ConversationView:
-    """A stored conversation without its items.
+class PersonaView:
+    """What is to be known of a persona where a conversation with it begins.
 
     Attributes:
-        id: `conv_…`.
-        created_at: Unix seconds.
-        metadata: the client's own key-value pairs.
+        name: the persona's, or None where nobody but the model itself answers.
+        greeting: what is said first, or None.
+        on_busy: what a turn does while another one runs, or None.
+        ttl_s: seconds after which a conversation is forgotten when nobody touches it, or None.
     """
 
-    id: str
-    created_at: int
-    metadata: dict[str, str] = field(default_factory=dict)
+    name: str | None = None
+    greeting: str | None = None
+    on_busy: str | None = None
+    ttl_s: int | None = None
+
+
+NOBODY = PersonaView()
+"""Where there is no persona."""
 
 
 @dataclass(frozen=True, slots=True)
-class ItemsPage:
-    """A page of a conversation's items.
+class SummaryPlan:
+    """The prompt for a summary of what left a conversation's prompt.
 
     Attributes:
-        items: in the order asked for.
-        has_more: whether more items follow.
+        prompt: token ids.
+        max_tokens: most new tokens.
+        forgotten: how often items of the conversation were deleted before.
     """
 
-    items: tuple[Item, ...]
-    has_more: bool
+    prompt: tuple[int, ...]
+    max_tokens: int
+    forgotten: int

@@ -40,6 +40,10 @@ class Tokenizer:
         """See `ChatTokenizer.decode`."""
         return self._tokenizer.decode(tokens)
 
+    async def count(self, texts: Sequence[str]) -> tuple[int, ...]:
+        """See `ChatTokenizer.count`."""
+        return self._tokenizer.count(texts)
+
     async def encode_chat(
         self, messages: tuple[Message, ...], *, add_generation_prompt: bool = True
     ) -> ChatEncoding:

@@ -88,6 +88,14 @@ class ChatTokenizer:
         """
         return _encode(self._raw, text, add_special_tokens=add_special_tokens)
 
+    def count(self, texts: Sequence[str]) -> tuple[int, ...]:
+        """Return how many tokens each text has as part of a message.
+
+        Raises:
+            InvalidRequest: a text is not valid Unicode.
+        """
+        return tuple(len(_encode(self._plain, text, add_special_tokens=False)) for text in texts)
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, control tokens spelled out.
 

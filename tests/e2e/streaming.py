@@ -143,6 +143,7 @@ class Talk:
         body = {
             "model": model,
             "conversation": conversation,
+            "store": False,
             "input": said,
             "max_output_tokens": tokens,
             "ignore_eos": True,

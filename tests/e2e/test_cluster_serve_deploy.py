@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import signal
 import subprocess
@@ -88,6 +89,7 @@ def ray_cluster(new_home: Callable[[], ClusterHome]) -> Iterator[RayCluster]:
         MARK: mark,
         "SPT_NOENV": "1",
         "PARLEY_REDIS_URL": redis.get_secret_value(),
+        "PARLEY_ENCRYPTION_KEYS": f"test:{base64.b64encode(bytes(range(32))).decode()}",
         "PARLEY_INGRESS_MAX_CONCURRENT": str(PLACES),
         "PARLEY_GENERATOR_SLOTS": str(SLOTS),
         "PARLEY_GENERATOR_MAX_QUEUED": str(QUEUED),

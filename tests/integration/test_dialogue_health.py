@@ -14,6 +14,7 @@ from ray.serve._private.constants import HEALTH_CHECK_METHOD
 from serve_app.dialogue import deployment
 from serve_app.models.store import PreparedModel
 from serve_app.settings import Settings
+from serve_app.state.sealing import KeyFile
 from serve_app.state.server import RedisServer
 
 
@@ -28,6 +29,7 @@ def replica(
     monkeypatch.setenv("PARLEY_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(deployment, "listen_on_node_address", lambda: None)
     monkeypatch.setattr(deployment, "served_model", lambda _: bundled_int8)
+    KeyFile(tmp_path / "home" / "encryption.json").ensure()
     settings = Settings.load({"redis": {"pool_size": 1, "timeout_s": 0.5}})
     return deployment.Dialogue.func_or_class(settings, SimpleNamespace())  # type: ignore[attr-defined]
 

@@ -143,7 +143,7 @@ def test_a_long_conversation_goes_on_without_its_oldest_turns(
     assert len(contents(client, conversation)) == 28  # nothing is forgotten
 
 
-def test_a_client_that_leaves_leaves_nothing_of_its_turn(
+def test_a_client_that_leaves_an_unstored_turn_leaves_nothing_of_it(
     client: openai.OpenAI, running: Service
 ) -> None:
     conversation = client.conversations.create().id
@@ -154,6 +154,7 @@ def test_a_client_that_leaves_leaves_nothing_of_its_turn(
         "conversation": conversation,
         "input": "Goes",
         "max_output_tokens": 400,
+        "store": False,
     }
     with running.http() as http:
         with http.stream("POST", RESPONSES, json={**body, "stream": True}) as answer:

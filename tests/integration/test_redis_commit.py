@@ -73,7 +73,7 @@ async def contents(store: ConversationStore, conversation: str) -> list[str]:
 
 
 async def commit(store: ConversationStore, conversation: str) -> bool:
-    return await store.commit("acme", conversation, response="resp_1", items=TURN)
+    return await store.turns.commit("acme", conversation, response="resp_1", items=TURN)
 
 
 async def test_a_turn_that_a_stopped_redis_was_sent_twice_is_stored_once(

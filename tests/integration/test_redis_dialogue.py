@@ -15,6 +15,7 @@ from serve_app.models.gguf_checkpoint import GgufCheckpoint, bundled_model
 from serve_app.settings import DialogueSettings, RedisSettings
 from serve_app.state.connection import RedisPool
 from serve_app.state.conversations import ConversationStore
+from serve_app.state.records import StoredItem
 from serve_app.state.server import RedisServer
 from serve_app.tokenization.tokenizer import ChatTokenizer
 
@@ -33,22 +34,27 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> LocalTokenizer:
     return LocalTokenizer(tmp_path_factory.mktemp("smol"))
 
 
+SETTINGS = DialogueSettings(persona="You are Parley.", reply_tokens=64)
+
+
 @pytest.fixture
-async def manager(
-    own_redis: RedisServer, tokenizer: LocalTokenizer
-) -> AsyncIterator[DialogueManager]:
+async def store(own_redis: RedisServer) -> AsyncIterator[ConversationStore]:
     url = own_redis.url()
     assert url is not None
     pool = RedisPool(url, RedisSettings())
-    settings = DialogueSettings(persona="You are Parley.", reply_tokens=64)
     store = ConversationStore(
         pool,
         key_prefix="parley",
-        ttl_s=settings.conversation_ttl_s,
-        max_items=settings.max_items,
+        ttl_s=SETTINGS.conversation_ttl_s,
+        max_items=SETTINGS.max_items,
     )
-    yield DialogueManager(store, tokenizer, settings, context_length=512)
+    yield store
     await pool.close()
+
+
+@pytest.fixture
+def manager(store: ConversationStore, tokenizer: LocalTokenizer) -> DialogueManager:
+    return DialogueManager(store, tokenizer, SETTINGS, context_length=512)
 
 
 def ask(conversation: str | None, text: str, **given: object) -> PlanTurn:
@@ -65,9 +71,9 @@ def finished(conversation: str, name: str, asked: str, told: str) -> CommitTurn:
 
 
 async def test_the_model_sees_the_conversation_on_the_next_turn(
-    manager: DialogueManager, tokenizer: LocalTokenizer
+    manager: DialogueManager, store: ConversationStore, tokenizer: LocalTokenizer
 ) -> None:
-    view = await manager.create("acme", metadata={"a": "b"})
+    view = await store.create("acme", metadata={"a": "b"})
     first = await manager.plan(ask(view.id, "My name is Ada."))
     await manager.commit(finished(view.id, "1", "My name is Ada.", "Hello, Ada!"))
     second = await manager.plan(ask(view.id, "Who am I?"))
@@ -80,14 +86,14 @@ async def test_the_model_sees_the_conversation_on_the_next_turn(
     # The next prompt begins with this one: what was cached serves again.
     assert second.prompt[: len(first.prompt)] == first.prompt
     assert first.affinity == second.affinity == view.id
-    assert await manager.get("acme", view.id) == view
+    assert await store.get("acme", view.id) == view
 
 
 async def test_a_conversation_keeps_its_own_system_message(
-    manager: DialogueManager, tokenizer: LocalTokenizer
+    manager: DialogueManager, store: ConversationStore, tokenizer: LocalTokenizer
 ) -> None:
-    view = await manager.create(
-        "acme", metadata={}, items=[Item("msg_s", "system", "You are a pirate.")]
+    view = await store.create(
+        "acme", metadata={}, items=[StoredItem("msg_s", "system", "You are a pirate.")]
     )
     for number in range(40):
         await manager.commit(finished(view.id, str(number), f"ask {number}", f"tell {number}"))
@@ -103,9 +109,9 @@ async def test_a_conversation_keeps_its_own_system_message(
 
 
 async def test_instructions_do_not_carry_over(
-    manager: DialogueManager, tokenizer: LocalTokenizer
+    manager: DialogueManager, store: ConversationStore, tokenizer: LocalTokenizer
 ) -> None:
-    view = await manager.create("acme", metadata={})
+    view = await store.create("acme", metadata={})
     rhyming = await manager.plan(ask(view.id, "Hi", instructions="Rhyme."))
     await manager.commit(finished(view.id, "1", "Hi", "Hello!"))
     plain = await manager.plan(ask(view.id, "Hi"))
@@ -116,35 +122,27 @@ async def test_instructions_do_not_carry_over(
 
 
 async def test_a_turn_that_is_not_committed_leaves_nothing(
-    manager: DialogueManager, tokenizer: LocalTokenizer
+    manager: DialogueManager, store: ConversationStore, tokenizer: LocalTokenizer
 ) -> None:
-    view = await manager.create("acme", metadata={})
+    view = await store.create("acme", metadata={})
     await manager.plan(ask(view.id, "Lost words"))
     planned = await manager.plan(ask(view.id, "Hi"))
     assert "Lost words" not in tokenizer.real.decode(planned.prompt)
 
 
-async def test_items_come_in_pages(manager: DialogueManager) -> None:
-    view = await manager.create("acme", metadata={})
-    turn = finished(view.id, "1", "Hi", "Hello!")
-    await manager.commit(turn)
-    page = await manager.items("acme", view.id, limit=1, order="asc")
-    assert (page.items, page.has_more) == (turn.items[:1], True)
-    rest = await manager.items("acme", view.id, after=page.items[0].id, order="asc")
-    assert (rest.items, rest.has_more) == (turn.items[1:], False)
-
-
-async def test_a_deleted_conversation_can_not_be_talked_to(manager: DialogueManager) -> None:
-    view = await manager.create("acme", metadata={})
-    await manager.delete("acme", view.id)
+async def test_a_deleted_conversation_can_not_be_talked_to(
+    manager: DialogueManager, store: ConversationStore
+) -> None:
+    view = await store.create("acme", metadata={})
+    await store.delete("acme", view.id)
     with pytest.raises(ConversationNotFound):
         await manager.plan(ask(view.id, "Hi"))
 
 
 async def test_stateless_turns_go_on_while_redis_is_away(
-    manager: DialogueManager, own_redis: RedisServer
+    manager: DialogueManager, store: ConversationStore, own_redis: RedisServer
 ) -> None:
-    view = await manager.create("acme", metadata={})
+    view = await store.create("acme", metadata={})
     own_redis.stop()
     with pytest.raises(StateUnavailable):
         await manager.plan(ask(view.id, "Hi"))

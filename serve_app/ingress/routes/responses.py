@@ -1,139 +1,227 @@
-"""POST /v1/responses: a turn, of a stored conversation or on its own."""
+"""The responses API: turns, of a stored conversation or on their own, and what is kept of them."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from serve_app.api.body import parse_body
-from serve_app.api.ids import message_id, response_id
-from serve_app.api.items import new_items
-from serve_app.api.reply import Extras, Reply
-from serve_app.api.response_stream import ResponseStreamEncoder
-from serve_app.api.responses import ResponseObject, ResponseRequest
+from serve_app.api.conversations import ItemsQuery
+from serve_app.api.response_queries import (
+    FeedbackRequest,
+    RetrieveQuery,
+    deleted_response,
+    feedback_object,
+    input_page,
+)
+from serve_app.api.response_stream import response_error_event
+from serve_app.api.responses import ResponseRequest
+from serve_app.errors import InvalidRequest, ResponseNotFound
 from serve_app.ingress.event_stream import EventStream
+from serve_app.ingress.following import Follower
 from serve_app.ingress.gate import tenant_of
+from serve_app.ingress.idempotency import (
+    REPLAYED,
+    carry_out_once,
+    fingerprint_of,
+    idempotency_key,
+)
 from serve_app.ingress.json_response import JsonResponse
-from serve_app.ingress.replies import Generation
-from serve_app.ingress.services import Services, random_seed
-from serve_app.messages.dialogue import CommitTurn, Item, PlanTurn
-from serve_app.messages.generation import FinishReason, GenerateRequest
+from serve_app.ingress.response_run import Asked, ResponseRun
+from serve_app.ingress.runs import Runs
+from serve_app.ingress.services import Services
+from serve_app.ingress.stored_items import as_items
+from serve_app.messages.dialogue import Item
+from serve_app.state.idempotency import in_flight
+from serve_app.state.keyspace import conversation_of, new_conversation_id, new_response_id
 
 __all__ = ["response_routes"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """A turn under way, and how it will be stored."""
-
-    services: Services
-    tenant: str
-    request: ResponseRequest
-    response: str
-    item: str
-    created: int
-
-    async def commit(self, reply: Reply) -> None:
-        """Store the turn, if it belongs to a conversation, before the client is told it is done."""
-        conversation = self.request.conversation_id
-        if conversation is None:
-            return
-        answer = Item(
-            id=self.item,
-            role="assistant",
-            content=reply.text,
-            status="incomplete" if reply.reason is FinishReason.LENGTH else "completed",
-            response=self.response,
-            created_at=int(time.time()),
-        )
-        asked = new_items(self.request.to_messages(), created=self.created, response=self.response)
-        await self.services.dialogue.commit(
-            CommitTurn(self.tenant, conversation, self.response, (*asked, answer))
-        )
-
-
-def response_routes(services: Services) -> APIRouter:
+def response_routes(services: Services, runs: Runs) -> APIRouter:
     """Return the responses API."""
-    router = APIRouter()
-    limits = services.settings.ingress
+    router = APIRouter(prefix="/v1/responses")
+    depth = services.settings.ingress.max_json_depth
+    stores = services.stores
+    follower = Follower(
+        stores.responses, services.settings.responses, services.generators.subscriber
+    )
 
-    @router.post("/v1/responses")
+    @router.post("")
     async def create_response(request: Request) -> Response:
-        generation = services.generation()
-        body = parse_body(await request.body(), ResponseRequest, max_depth=limits.max_json_depth)
+        body = parse_body(await request.body(), ResponseRequest, max_depth=depth)
         services.check_model(body.model)
-        turn = _Turn(
-            services,
-            tenant_of(request.scope),
-            body,
-            response_id(),
-            message_id(),
-            int(time.time()),
+        asked = asked_by(body, tenant_of(request.scope), stored_by_default=_stores(services))
+        key = idempotency_key(request)
+        if key is None or not asked.joins:
+            return await answer(runs.start(asked))
+        if not asked.stored:
+            msg = "An Idempotency-Key needs the response to be stored: leave 'store' out."
+            raise InvalidRequest(msg, param="store", code="invalid_value")
+        claim = await stores.idempotency.claim(
+            asked.tenant,
+            key,
+            fingerprint=await fingerprint_of(request),
+            subject=asked.response,
+            exclusive=False,
         )
-        async with generation.in_time(body.timeout):
-            plan = await services.dialogue.plan(
-                PlanTurn(
-                    tenant=turn.tenant,
-                    messages=body.to_messages(),
-                    conversation=body.conversation_id,
-                    instructions=body.instructions,
-                    max_tokens=body.token_limit,
-                    truncate=body.truncation == "auto",
-                )
-            )
-        generate = GenerateRequest(
-            request_id=turn.response,
-            subscriber="",
-            stream=0,
-            prompt=plan.prompt,
-            sampling=body.sampling(
-                max_tokens=plan.max_tokens,
-                vocab_size=services.model.vocab_size,
-                defaults=services.sampling_defaults,
-                seed=random_seed(),
-            ),
-            priority=body.priority,
-            affinity=plan.affinity,
-        )
-        written = ResponseObject(
-            body,
-            response=turn.response,
-            item=turn.item,
-            model=services.model.model,
-            created=turn.created,
-            extras=Extras(turns_left_out=plan.turns_left_out),
-            defaults=services.sampling_defaults,
-        )
-        encoder = ResponseStreamEncoder(written)
-        await generation.open([generate], body.stop)
-        if not body.stream:
-            try:
-                (reply,) = await generation.replies()
-                await turn.commit(reply)
-            finally:
-                generation.close()
-            return JsonResponse(
-                written.finished(reply, generation.usage(), completed_at=int(time.time()))
-            )
+        if claim.subject != asked.response:
+            place = conversation_of(claim.subject)
+            asked = replace(asked, response=claim.subject, place=place)
+            if (before := await _answered_before(asked)) is not None:
+                return before
+        return await answer(runs.start(replace(asked, claim=claim.key)))
+
+    async def _answered_before(asked: Asked) -> Response | None:
+        """Return the answer to an earlier request under the same key, if there is one."""
+        if runs.find(asked.tenant, asked.response) is not None:
+            raise in_flight(asked.response)
+        try:
+            record = await follower.record(asked.tenant, asked.response)
+        except ResponseNotFound:
+            return None
+        match record["response"]["status"]:
+            case "failed":
+                return None
+            case "queued" | "in_progress":
+                raise in_flight(asked.response)
+        if not asked.request.stream:
+            return JsonResponse(record["response"], headers=REPLAYED)
+        stream = told(asked.tenant, asked.response, 0)
+        stream.headers.update(REPLAYED)
+        return stream
+
+    def told(tenant: str, response: str, behind: int) -> EventStream:
+        """Return a response's events as they were kept."""
         return EventStream(
-            _events(generation, encoder, turn), broken=encoder.fail, close=generation.close
+            follower.events(tenant, response, behind),
+            broken=lambda error: response_error_event(error, behind),
+            close=lambda: None,
+        )
+
+    @router.get("/{response}")
+    async def get_response(request: Request, response: str) -> Response:
+        tenant = tenant_of(request.scope)
+        query = RetrieveQuery.parse(
+            request.query_params.multi_items(), request.headers.get("last-event-id")
+        )
+        behind = 0 if query.starting_after is None else query.starting_after + 1
+        run = runs.find(tenant, response)
+        if run is not None:
+            if query.stream:
+                return EventStream(
+                    run.read(behind),
+                    broken=lambda error: response_error_event(error, behind),
+                    close=lambda: None,
+                )
+            return JsonResponse(run.snapshot())
+        record = await follower.record(tenant, response)
+        return told(tenant, response, behind) if query.stream else JsonResponse(record["response"])
+
+    @router.delete("/{response}")
+    async def delete_response(request: Request, response: str) -> Response:
+        tenant = tenant_of(request.scope)
+        await stores.responses.delete(tenant, response)
+        if (run := runs.find(tenant, response)) is not None:
+            run.end("lost")
+        return JsonResponse(deleted_response(response))
+
+    @router.post("/{response}/cancel")
+    async def cancel_response(request: Request, response: str) -> Response:
+        tenant = tenant_of(request.scope)
+
+        async def cancel(_: str) -> Response:
+            if (run := runs.find(tenant, response)) is not None:
+                run.end("cancel")
+                await run.wait()
+            return JsonResponse(await follower.cancel(tenant, response))
+
+        return await carry_out_once(
+            stores.idempotency, request, response, cancel, conversation=conversation_of(response)
+        )
+
+    @router.get("/{response}/input_items")
+    async def list_input_items(request: Request, response: str) -> Response:
+        query = ItemsQuery.parse(request.query_params.multi_items())
+        record, line = await stores.responses.input_line(tenant_of(request.scope), response)
+        items = (*as_items(line), *(Item(**item) for item in record["input"]))
+        return JsonResponse(
+            input_page(items, after=query.after, limit=query.limit, order=query.order)
+        )
+
+    @router.post("/{response}/feedback")
+    async def give_feedback(request: Request, response: str) -> Response:
+        said = parse_body(await request.body(), FeedbackRequest, max_depth=depth)
+        tenant = tenant_of(request.scope)
+
+        async def keep(_: str) -> Response:
+            shown = feedback_object(response, said, int(time.time()))
+            await stores.responses.give_feedback(tenant, response, shown)
+            return JsonResponse(shown)
+
+        return await carry_out_once(
+            stores.idempotency, request, response, keep, conversation=conversation_of(response)
         )
 
     return router
 
 
-async def _events(
-    generation: Generation, encoder: ResponseStreamEncoder, turn: _Turn
-) -> AsyncIterator[bytes]:
-    yield b"".join(encoder.start())
-    async for _, deltas in generation.deltas():
-        if deltas is not None:
-            yield b"".join([encoder.delta(delta.text, delta.logprobs or ()) for delta in deltas])
-    reply = generation.choices[0].reply
-    if reply is not None:
-        await turn.commit(reply)
-        usage = generation.usage()
-        yield b"".join(encoder.finish(reply.reason, usage, completed_at=int(time.time())))
+def asked_by(request: ResponseRequest, tenant: str, *, stored_by_default: bool) -> Asked:
+    """Return what a request asks for, and where it will be kept.
+
+    Raises:
+        ConversationNotFound: what was sent can't be the id of a conversation.
+        ResponseNotFound: what it continues or replaces can't be the id of a response.
+        InvalidRequest: what it replaces belongs to another conversation.
+    """
+    place = request.place
+    if request.conversation_id not in {None, place}:
+        msg = "'replaces' is a response of another conversation: name one of this, or only one."
+        raise InvalidRequest(msg, param="replaces", code="invalid_value")
+    stored = stored_by_default if request.store is None else request.store
+    if request.background and not stored:
+        msg = "'background' needs the response to be stored: send \"store\": true with it."
+        raise InvalidRequest(msg, param="background", code="invalid_value")
+    if place is None and stored:
+        place = new_conversation_id()
+    return Asked(
+        tenant=tenant,
+        request=request,
+        response=new_response_id(place),
+        place=place,
+        stored=stored,
+        claim=None,
+        created=int(time.time()),
+    )
+
+
+async def answer(run: ResponseRun) -> Response:
+    """Return what a run's own client is answered."""
+    request = run.asked.request
+    try:
+        await run.accepted()
+        if request.stream:
+            return EventStream(run.read(), broken=_broken_reading, close=lambda: _leave(run))
+        if request.background:
+            return JsonResponse(run.snapshot())
+        return JsonResponse(await run.ended())
+    except asyncio.CancelledError:
+        _leave(run)
+        raise
+
+
+def _leave(run: ResponseRun) -> None:
+    if not run.outlives_reader:
+        run.end("left")
+
+
+def _broken_reading(error: Any) -> bytes:
+    return response_error_event(error, 0)
+
+
+def _stores(services: Services) -> bool:
+    return services.settings.responses.store

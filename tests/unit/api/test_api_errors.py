@@ -11,7 +11,6 @@ from serve_app.api.ids import (
     checked_conversation_id,
     completion_id,
     message_id,
-    response_id,
 )
 from serve_app.api.items import new_items
 from serve_app.api.reply import Usage
@@ -30,7 +29,7 @@ from serve_app.errors import (
 )
 from serve_app.messages.generation import Finished, FinishReason
 from serve_app.messages.tokenization import Message
-from serve_app.state.keyspace import new_conversation_id
+from serve_app.state.keyspace import new_conversation_id, new_response_id
 
 
 def finished(reason: FinishReason, **fields: object) -> Finished:
@@ -108,7 +107,7 @@ def test_every_other_end_is_an_error_with_its_code() -> None:
     [
         (chat_completion_id, "chatcmpl-"),
         (completion_id, "cmpl-"),
-        (response_id, "resp_"),
+        (new_response_id, "resp_"),
         (message_id, "msg_"),
     ],
 )

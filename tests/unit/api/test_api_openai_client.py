@@ -28,13 +28,15 @@ from serve_app.api.errors import envelope, error_event, error_headers
 from serve_app.api.items import new_items
 from serve_app.api.models import model_list
 from serve_app.api.reply import Extras, Reply, TokenLogprob, Usage
+from serve_app.api.response_object import ResponseObject
 from serve_app.api.response_stream import ResponseStreamEncoder
-from serve_app.api.responses import ResponseObject, ResponseRequest
+from serve_app.api.responses import ResponseRequest
 from serve_app.api.sse import DONE, HEADERS
 from serve_app.errors import GeneratorLost, Overloaded, ParleyError
-from serve_app.messages.dialogue import ConversationView, Item, ItemsPage
+from serve_app.messages.dialogue import Item
 from serve_app.messages.generation import FinishReason
 from serve_app.messages.tokenization import TokenizerInfo
+from serve_app.state.keyspace import new_response_id
 
 PIECES = ["Hel", "lo", ", 世", "界 🦊", "\n\ndata: [DONE]\n\n", '"quoted"']
 TEXT = "".join(PIECES)
@@ -85,22 +87,22 @@ class Application:
             case "POST", ["conversations"]:
                 request = parse_body(data, ConversationRequest, max_depth=32)
                 self.items = new_items(request.to_messages(), created=7)
-                return conversation_object(ConversationView("conv_1", 7, request.metadata)), {}
+                return conversation_object("conv_1", created=7, metadata=request.metadata), {}
             case "GET", ["conversations", _, "items"]:
                 pairs = httpx2.QueryParams(query.decode()).multi_items()
-                return items_page(self.page(ItemsQuery.parse(pairs))), {}
+                return self.page(ItemsQuery.parse(pairs)), {}
             case "DELETE", ["conversations", name]:
                 return deleted_conversation(name), {}
             case "GET", ["models"]:
                 return model_list([TokenizerInfo("m", 9, 9, (2,), 7)]), {}
         raise AssertionError(path)
 
-    def page(self, query: ItemsQuery) -> ItemsPage:
+    def page(self, query: ItemsQuery) -> dict[str, Any]:
         items = self.items if query.order == "asc" else self.items[::-1]
         ids = [item.id for item in items]
         start = 0 if query.after is None else ids.index(query.after) + 1
         end = start + query.limit
-        return ItemsPage(items[start:end], has_more=end < len(items))
+        return items_page(items[start:end], has_more=end < len(items))
 
     def chat(self, request: ChatCompletionRequest) -> dict[str, Any] | Iterator[bytes]:
         name = ids.chat_completion_id()
@@ -149,14 +151,10 @@ class Application:
         return iter([*deltas, encoder.finish(FinishReason.STOP), encoder.usage(USAGE), DONE])
 
     def respond(self, request: ResponseRequest) -> dict[str, Any] | Iterator[bytes]:
-        response = ResponseObject(
-            request,
-            response=ids.response_id(),
-            item=ids.message_id(),
-            model="m",
-            created=7,
-            extras=EXTRAS,
+        response = ResponseObject.new(
+            request, response=new_response_id(), item=ids.message_id(), model="m", created=7
         )
+        response.add(EXTRAS, None)
         if not request.stream:
             return response.finished(Reply(TEXT, FinishReason.STOP), USAGE, completed_at=9)
         encoder = ResponseStreamEncoder(response)

@@ -28,10 +28,11 @@ from serve_app.api.items import item_object
 from serve_app.api.logprobs import LegacyLogprobs, chat_logprobs
 from serve_app.api.models import model_list, model_object
 from serve_app.api.reply import Extras, Reply, TokenLogprob, Usage
+from serve_app.api.response_object import ResponseObject
 from serve_app.api.response_stream import ResponseStreamEncoder, response_error_event
-from serve_app.api.responses import ResponseObject, ResponseRequest
+from serve_app.api.responses import ResponseRequest
 from serve_app.errors import ContextLengthExceeded, GeneratorLost, Overloaded, ParleyError
-from serve_app.messages.dialogue import ConversationView, Item, ItemsPage
+from serve_app.messages.dialogue import Item
 from serve_app.messages.generation import FinishReason
 from serve_app.messages.tokenization import TokenizerInfo
 
@@ -57,10 +58,12 @@ def strictly(model: Any, body: object) -> Any:
 def parse_events(data: bytes) -> Iterator[dict[str, Any]]:
     assert data.endswith(b"\n\n")
     for event in data.removesuffix(b"\n\n").split(b"\n\n"):
-        *name, line = event.split(b"\n")
+        *rest, line = event.split(b"\n")
         body = orjson.loads(line.removeprefix(b"data: "))
-        if name:
-            assert name == [b"event: " + body["type"].encode()]
+        if rest:
+            assert rest[-1] == b"event: " + body["type"].encode()
+        if rest[:-1]:
+            assert rest[:-1] == [b"id: %d" % body["sequence_number"]]
         yield body
 
 
@@ -70,14 +73,11 @@ def response_request(**fields: Any) -> ResponseRequest:
 
 
 def response_object(**fields: Any) -> ResponseObject:
-    return ResponseObject(
-        response_request(**fields),
-        response="resp_1",
-        item="msg_1",
-        model="m",
-        created=7,
-        extras=EXTRAS,
+    made = ResponseObject.new(
+        response_request(**fields), response="resp_1", item="msg_1", model="m", created=7
     )
+    made.add(EXTRAS, fields.get("conversation"))
+    return made
 
 
 def test_a_chat_completion_is_one() -> None:
@@ -303,8 +303,41 @@ def test_a_response_delta_is_what_plain_encoding_gives() -> None:
             "logprobs": [],
             "sequence_number": number,
         }
-        plain = b"event: response.output_text.delta\ndata: " + orjson.dumps(body) + b"\n\n"
-        assert encoder.delta(text) == plain
+        head = b"id: %d\nevent: response.output_text.delta\ndata: " % number
+        assert encoder.delta(text) == head + orjson.dumps(body) + b"\n\n"
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("end", ["completed", "incomplete", "failed", "cancelled", "never began"])
+def test_what_is_stored_is_enough_to_make_every_event_again(end: str, *, background: bool) -> None:
+    written = response_object(background=background)
+    encoder = ResponseStreamEncoder(written)
+    sent = encoder.queued() if background else []
+    if end != "never began":
+        sent += encoder.start()
+        sent += [encoder.delta(text) for text in TEXTS]
+        sent.append(encoder.delta("lo", LOGPROBS))
+    match end:
+        case "completed":
+            final = encoder.finished(FinishReason.STOP, USAGE, completed_at=9)
+        case "incomplete":
+            final = encoder.finished(FinishReason.LENGTH, USAGE, completed_at=9)
+        case "cancelled":
+            final = encoder.cancelled()
+        case _:
+            final = encoder.failed(GeneratorLost("Gone."))
+    sent += encoder.end(final)
+    stored = {
+        "response": final,
+        "item": "msg_1",
+        "began": encoder.began,
+        "cuts": encoder.cuts,
+    }
+    again = ResponseStreamEncoder.replay(orjson.loads(orjson.dumps(stored)))
+    assert again == sent
+    for data in again:
+        for event in parse_events(data):
+            strictly(ResponseStreamEvent, event)
 
 
 def test_a_failing_stream_ends_with_what_it_had_said() -> None:
@@ -324,8 +357,8 @@ def test_an_error_outside_of_a_response_has_its_own_event() -> None:
 
 
 def test_a_conversation_and_its_end_are_openais() -> None:
-    view = ConversationView("conv_1", 7, {"k": "v"})
-    parsed = strictly(Conversation, conversation_object(view))
+    shown = conversation_object("conv_1", created=7, metadata={"k": "v"})
+    parsed = strictly(Conversation, shown)
     assert (parsed.id, parsed.created_at, parsed.metadata) == ("conv_1", 7, {"k": "v"})
     assert strictly(ConversationDeletedResource, deleted_conversation("conv_1")).deleted is True
 
@@ -342,9 +375,9 @@ def test_an_item_is_openais(role: str, kind: str) -> None:
 
 def test_a_page_of_items_names_its_ends() -> None:
     items = tuple(Item(f"msg_{number}", "user", "x") for number in range(3))
-    parsed = strictly(ConversationItemList, items_page(ItemsPage(items, has_more=True)))
+    parsed = strictly(ConversationItemList, items_page(items, has_more=True))
     assert (parsed.first_id, parsed.last_id, parsed.has_more) == ("msg_0", "msg_2", True)
-    empty = strictly(ConversationItemList, items_page(ItemsPage((), has_more=False)))
+    empty = strictly(ConversationItemList, items_page((), has_more=False))
     assert (empty.data, empty.first_id, empty.last_id) == ([], "", "")
 
 

@@ -23,6 +23,9 @@ from serve_app.cluster.ports import free_ports
 from serve_app.cluster.run_folder import RunFolder
 from serve_app.errors import ConfigError
 from serve_app.models.store import PreparedModel
+from serve_app.state.sealing import KeyFile
+
+KEY_FILE = 120  # bytes of a file with one key
 
 
 @pytest.fixture
@@ -69,8 +72,10 @@ def test_up_says_what_the_model_takes_and_leaves_no_run(parley, home: Path, port
     failed = parley("up", "--port", port, largest_file=100_000)
     assert failed.returncode == 1
     assert "Preparing SmolLM2-135M-Instruct in int8 takes about" in failed.stderr
-    # The token is whole, and the next `up` uses it.
-    assert files(home) == {"models/.lock": 0, "run/lock": 0, "run/ray-token": 64}
+    # Token and key are whole, and the next `up` uses them.
+    left = {"encryption.json": KEY_FILE, "models/.lock": 0, "run/lock": 0, "run/ray-token": 64}
+    assert files(home) == left
+    assert len(KeyFile(home / "encryption.json").read()) == 1
     assert processes_of(home) == []
 
 
@@ -78,7 +83,9 @@ def test_up_says_what_the_model_takes_and_leaves_no_run(parley, home: Path, port
     ("room", "left"),
     [
         (10, {"run/lock": 0}),  # not even the token can be written
-        (100, {"run/lock": 0, "run/ray-token": 64}),  # the model is prepared; the state can't
+        (100, {"run/lock": 0, "run/ray-token": 64}),  # nor can the key
+        # The model is prepared; the state can't be written.
+        (KEY_FILE, {"encryption.json": KEY_FILE, "run/lock": 0, "run/ray-token": 64}),
     ],
 )
 def test_up_on_a_full_disk_is_a_sentence_and_leaves_no_run(

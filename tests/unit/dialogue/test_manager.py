@@ -213,13 +213,15 @@ async def test_stored_turns_need_redis(
     with pytest.raises(StateUnavailable):
         await planner.commit(CommitTurn("acme", conversation, "resp_1", ()))
     with pytest.raises(StateUnavailable):
-        await planner.create("acme", metadata={})
+        await planner.plan_summary("acme", conversation, "msg_1")
     with pytest.raises(StateUnavailable):
-        await planner.get("acme", conversation)
+        await store.create("acme", metadata={})
     with pytest.raises(StateUnavailable):
-        await planner.items("acme", conversation)
+        await store.get("acme", conversation)
     with pytest.raises(StateUnavailable):
-        await planner.delete("acme", conversation)
+        await store.items("acme", conversation)
+    with pytest.raises(StateUnavailable):
+        await store.delete("acme", conversation)
 
 
 def test_the_dialogue_loads_no_torch(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from serve_app.models.store import PreparedModel
 from serve_app.routing import listening
 from serve_app.settings import Settings
 from serve_app.state.keys import KeyRing
+from serve_app.state.sealing import KeyFile
 
 Construct = Callable[[Settings], Any]
 
@@ -28,6 +29,8 @@ def construct(
 ) -> Construct:
     """Construct a replica that other machines can reach; Ray is not there."""
     monkeypatch.setenv("PARLEY_HOME", str(tmp_path))
+    monkeypatch.setenv("PARLEY_REDIS_URL", "redis://127.0.0.1:1/0")
+    KeyFile(tmp_path / "encryption.json").ensure()
     monkeypatch.setenv(deployment.EDGE_VARIABLE, deployment.EDGE)
     monkeypatch.setattr(deployment, "listen_on_node_address", lambda: None)
     monkeypatch.setattr(deployment, "open_to_other_machines", lambda: True)

@@ -90,12 +90,9 @@ def _mounts(config: Manifest, ray_service: Manifest) -> Iterator[str]:
     for group in ray_service["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
         container = group["template"]["spec"]["containers"][0]
         environment = {one["name"] for one in container["env"]}
-        for variable in ("PARLEY_HOME", "PARLEY_REDIS_URL", "RAY_SERVE_ENABLE_HA_PROXY"):
-            if variable not in environment:
-                yield f"{group['groupName']}: {variable} is missing"
-        for variable in environment:
-            if re.match(r"(?i)parley_", variable) and variable not in (
-                "PARLEY_HOME",
-                "PARLEY_REDIS_URL",
-            ):
+        own = {"PARLEY_HOME", "PARLEY_REDIS_URL", "PARLEY_ENCRYPTION_KEYS"}
+        for variable in sorted((own | {"RAY_SERVE_ENABLE_HA_PROXY"}) - environment):
+            yield f"{group['groupName']}: {variable} is missing"
+        for variable in environment - own:
+            if re.match(r"(?i)parley_", variable):
                 yield f"{group['groupName']}: {variable} is not expected here"

@@ -14,10 +14,10 @@ from serve_app.errors import ConversationNotFound, Overloaded, ParleyError
 from serve_app.messages import dialogue, generation, tokenization
 from serve_app.messages.dialogue import (
     CommitTurn,
-    ConversationView,
     Item,
-    ItemsPage,
+    PersonaView,
     PlanTurn,
+    SummaryPlan,
     TurnPlan,
 )
 from serve_app.messages.generation import (
@@ -42,8 +42,8 @@ MESSAGES = [
     TurnPlan((1, 2), 5, 1, "conv_1"),
     ITEM,
     CommitTurn("t", "conv_1", "resp_1", (ITEM,)),
-    ConversationView("conv_1", 7, {"topic": "x"}),
-    ItemsPage((ITEM,), has_more=True),
+    PersonaView("pizza", "Hello!", "interrupt", 60),
+    SummaryPlan((1, 2), 64, 3),
     SAMPLING,
     GenerateRequest("resp_1", "ingress-1", 3, (1, 2), SAMPLING, output=(4,), timeout_s=1.5),
     TokenLogprobs(-0.5, ((1, -0.5), (2, -1.0))),
@@ -62,9 +62,8 @@ def sent(thing: Any) -> Any:
 
 
 def kinds(module: ModuleType) -> set[type]:
-    return {
-        one for name in module.__all__ if dataclasses.is_dataclass(one := getattr(module, name))
-    }
+    every = (getattr(module, name) for name in module.__all__)
+    return {one for one in every if isinstance(one, type) and dataclasses.is_dataclass(one)}
 
 
 def test_every_message_is_among_those_tried_here() -> None:

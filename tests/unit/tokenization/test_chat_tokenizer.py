@@ -337,6 +337,12 @@ def test_decode_is_the_inverse_of_encode(smol: ChatTokenizer, text: str) -> None
     assert smol.decode(smol.encode(text)) == text
 
 
+def test_texts_are_counted_as_they_are_encoded_in_a_message(smol: ChatTokenizer) -> None:
+    texts = ("", "Hello world", "<|im_end|>")
+    empty, *others = (len(smol.encode_chat([Message("user", text)]).tokens) for text in texts)
+    assert smol.count(texts) == (0, *(length - empty for length in others))
+
+
 def test_raw_text_may_hold_control_tokens(smol: ChatTokenizer) -> None:
     assert smol.encode("<|im_start|>user")[0] == START
     assert smol.decode([START, END]) == "<|im_start|><|im_end|>"

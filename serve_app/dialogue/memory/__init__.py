@@ -1,0 +1,1 @@
+"""What is remembered of a conversation and its user: summaries, recalled turns, facts."""

@@ -1,0 +1,95 @@
+"""Personas of a real cluster, as they ship, through the official client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from cluster_home import REQUEST_S, ClusterHome, wait_for
+
+
+@pytest.fixture
+def client(cluster: ClusterHome) -> Iterator[openai.OpenAI]:
+    with cluster.client() as client:
+        yield client
+
+
+@pytest.fixture
+def model(client: openai.OpenAI) -> str:
+    return client.models.list().data[0].id
+
+
+def begun(client: openai.OpenAI, persona: str) -> str:
+    return client.conversations.create(extra_body={"persona": persona}).id
+
+
+def test_a_persona_that_ships_asks_for_what_is_missing_and_hands_over(
+    client: openai.OpenAI, model: str
+) -> None:
+    conversation = begun(client, "customer_service")
+
+    def say(text: str) -> Any:
+        return client.responses.create(
+            model=model, input=text, conversation=conversation, max_output_tokens=16
+        )
+
+    asked = say("Where is my parcel?")
+    assert asked.output_text == "What is your order number? It looks like AB-123456."
+    assert asked.usage.output_tokens == 0
+    assert asked.parley["rule"] == "order_number_first"
+    given = say("It is AB-123456")
+    assert given.parley["slots"] == {"order_number": "AB-123456"}
+    handed = say("I want to speak to a human agent")
+    assert handed.parley["action"] == "hand_over"
+    assert handed.parley["intent"]["name"] == "human"
+    assert "colleague" in handed.output_text
+
+
+def test_the_model_answers_as_the_persona_where_no_words_are_fixed(
+    client: openai.OpenAI, model: str
+) -> None:
+    stream = client.responses.create(
+        model=model,
+        input="I watched a great film last night",
+        conversation=begun(client, "companion"),
+        temperature=0,
+        max_output_tokens=40,
+        stream=True,
+    )
+    last = list(stream)[-1]
+    assert last.type in {"response.completed", "response.incomplete"}
+    assert last.response.parley["persona"] == "companion"  # type: ignore[attr-defined]
+    assert last.response.parley["answered_by"] == "model"  # type: ignore[attr-defined]
+    assert last.response.usage is not None
+    assert last.response.usage.output_tokens > 0
+
+
+def test_what_a_user_says_is_remembered_in_the_next_conversation(
+    cluster: ClusterHome, client: openai.OpenAI, model: str
+) -> None:
+    user = "e2e-ann"
+
+    def say(text: str) -> Any:
+        return client.responses.create(
+            model=model,
+            input=text,
+            conversation=begun(client, "companion"),
+            user=user,
+            max_output_tokens=8,
+        )
+
+    with httpx.Client(base_url=cluster.url, timeout=REQUEST_S) as http:
+        say("My name is Ann and I bought a new bike.")
+
+        def facts() -> list[str]:
+            return [fact["text"] for fact in http.get(f"/v1/profiles/{user}").json()["facts"]]
+
+        wait_for(lambda: bool(facts()), REQUEST_S)
+        assert facts() == ["The user's name is Ann."]
+        assert say("I watched a great film last night").parley["remembered"]["facts"] == 1
+        http.delete(f"/v1/profiles/{user}")
+        assert facts() == []
+        assert say("I cooked pasta for dinner").parley["remembered"]["facts"] == 0
