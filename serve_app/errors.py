@@ -17,6 +17,7 @@ __all__ = [
     "InvalidRequest",
     "ModelError",
     "ModelNotFound",
+    "OperationError",
     "Overloaded",
     "ParleyError",
     "PersonaNotFound",
@@ -197,3 +198,9 @@ class ConfigError(ParleyError):
     """A setting or a configuration file is wrong; raised before anything starts."""
 
     code = "config_error"
+
+
+class OperationError(ParleyError):
+    """Something that `parley ops` was to do in a cluster could not be done."""
+
+    code = "operation_failed"
