@@ -21,7 +21,8 @@ SETTLE_S = 8.0
 """How long an outcome has to last. KubeRay looks every 2 s, and asks Serve how it is before it tells it of
 a change, so that the first look after a change still shows what was before."""
 
-_LOOK_S = 2.0
+LOOK_S = 2.0
+"""How often pods are looked at, where the RayService itself doesn't change."""
 
 
 def follow(
@@ -30,7 +31,6 @@ def follow(
     *,
     timeout_s: float,
     progress: Progress,
-    settle_s: float = SETTLE_S,
 ) -> ServiceState:
     """Watch a RayService until all that its spec asks for is done.
 
@@ -39,7 +39,6 @@ def follow(
         service: the RayService.
         timeout_s: how long to wait at most.
         progress: told what is going on.
-        settle_s: how long an outcome has to last before it is believed.
 
     Raises:
         OperationError: it can't be done (`rollout_failed`), or isn't in time (`operation_timeout`).
@@ -52,7 +51,7 @@ def follow(
         seen = (state.settled, list(state.failures()))
         if seen != outcome:
             outcome, since = seen, now
-        lasted = now - since >= settle_s
+        lasted = now - since >= SETTLE_S
         if state.settled and lasted:
             return state
         hindered = list(troubles(ray_pods(api, [one.name for one in state.clusters])))
@@ -61,9 +60,9 @@ def follow(
         if now - began >= timeout_s:
             raise _late(service, timeout_s, state, hindered)
         progress("; ".join([state.describe(), *hindered[:1]]), *_share(state))
-        left = min(_LOOK_S, timeout_s - (now - began))
+        left = min(LOOK_S, timeout_s - (now - began))
         if outcome != (False, []):
-            left = min(left, settle_s - (now - since))
+            left = min(left, SETTLE_S - (now - since))
         api.wait_for_change(RAY_SERVICES, service, state.version, max(0.05, left))
 
 
