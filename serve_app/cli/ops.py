@@ -255,13 +255,14 @@ def logs(
 
         if follow:
             try:
-                for found in follow_request(api, service, request, seconds=timeout):
-                    _show_line(found, as_json=as_json)
+                for line in follow_request(api, service, request, seconds=timeout):
+                    _show_line(line, as_json=as_json)
             except KeyboardInterrupt:
                 raise typer.Exit(0) from None
             return
         lines, complaints = request_lines(api, service, request)
-    for one in (*lines, *complaints):
+    found: list[LogLine | PodComplaint] = [*lines, *complaints]
+    for one in found:
         _show_line(one, as_json=as_json)
     if not lines and not as_json:
         say(

@@ -13,6 +13,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ import serve_app
 from serve_app.errors import OperationError, ParleyError
 from serve_app.operations.cluster_api import ClusterApi
 from serve_app.operations.following import Progress
-from serve_app.operations.kinds import NODES, PARLEY_PODS, PODS, SECRETS, SUPPORT_KINDS, Object
+from serve_app.operations.kinds import (
+    NODES,
+    PARLEY_PODS,
+    PODS,
+    SECRETS,
+    SUPPORT_KINDS,
+    Kind,
+    Object,
+)
 from serve_app.operations.masking import Masks
 from serve_app.operations.request_logs import LOG_FOLDER
 from serve_app.operations.status import look
@@ -76,14 +85,14 @@ def write_bundle(
         raise OperationError(msg, code="file_exists")
     missing: list[str] = []
     versions = _versions(api)
-    secrets = _collected(SECRETS.resource, lambda: api.find(SECRETS), missing)
+    secrets = _collected(SECRETS.resource, partial(api.find, SECRETS), missing)
     masks = Masks(value for one in secrets for value in _values(one))
     collected: dict[str, str] = {"versions.json": _pretty(versions)}
     kinds = {kind.resource: kind for kind in SUPPORT_KINDS}
     total = len(kinds) + 3
     for done, (resource, kind) in enumerate(kinds.items()):
         progress(resource, done, total)
-        objects = _collected(resource, lambda kind=kind: api.find(kind), missing)
+        objects = _collected(resource, partial(api.find, kind), missing)
         collected[f"objects/{resource}.json"] = _pretty([masks.object(one) for one in objects])
     collected["objects/secrets.json"] = _pretty(
         [masks.object({**one, "kind": "Secret"}) for one in secrets]
@@ -94,10 +103,10 @@ def write_bundle(
         collected["status.json"] = masks.text(_pretty(seen))
     except ParleyError as error:
         missing.append(f"status: {error.message}")
-    pods = _collected("pods", lambda: api.find(PODS, labels=PARLEY_PODS), missing)
+    pods = _collected("pods", partial(api.find, PODS, labels=PARLEY_PODS), missing)
     nodes = {str(pod["spec"]["nodeName"]) for pod in pods if pod["spec"].get("nodeName")}
     for node in sorted(nodes):
-        found = _collected(f"node {node}", lambda node=node: [api.get(NODES, node)], missing)
+        found = _collected(f"node {node}", partial(_one, api, NODES, node), missing)
         for one in found:
             collected[f"objects/nodes/{node}.json"] = _pretty(masks.object(one))
     for pod in pods:
@@ -131,6 +140,10 @@ def _collected(what: str, read: Callable[[], list[Object]], missing: list[str]) 
         missing.append(f"{what}: {error.message}")
         return []
     return found
+
+
+def _one(api: ClusterApi, kind: Kind, name: str) -> list[Object]:
+    return [api.get(kind, name)]
 
 
 def _values(secret: Object) -> Iterator[str]:

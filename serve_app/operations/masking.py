@@ -87,7 +87,7 @@ class Masks:
 
         Of a Secret only the names of its keys are left, of a variable named like a secret only its name.
         """
-        masked = self._tree(value)
+        masked: Object = self._tree(value)
         if value.get("kind") == "Secret":
             for part in ("data", "stringData"):
                 if part in value:

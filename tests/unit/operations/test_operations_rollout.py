@@ -151,7 +151,7 @@ def test_of_two_operators_the_slower_one_changes_nothing(
         apply_spec(api, read_by_both, second, "second")
     assert refused.value.code == "cluster_conflict"
     assert set(images(server).values()) <= {"first:1"}
-    assert [one.cause for one in Revisions(api, "parley").history()][0] == "first"
+    assert next(one.cause for one in Revisions(api, "parley").history()) == "first"
 
 
 def test_a_change_to_what_it_is_already_is_none(api: ClusterApi, server: ApiServer) -> None:
