@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import time
 from collections.abc import Iterator
@@ -306,11 +307,9 @@ def bundle(
 def _cluster(
     namespace: str | None, context: str | None, request_timeout: float
 ) -> Iterator[ClusterApi]:
-    try:
-        import kubernetes  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("kubernetes") is None:
         msg = "`parley ops` needs the Kubernetes client: pip install 'parley[ops]'."
-        raise ConfigError(msg) from None
+        raise ConfigError(msg)
     from serve_app.operations.cluster_api import ClusterApi
 
     with ClusterApi(namespace, context, request_timeout) as api:

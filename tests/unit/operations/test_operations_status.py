@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -165,6 +166,13 @@ def test_what_cannot_be_reached_says_what_to_do(
     assert isinstance(failed.exception, kind)
     assert failed.exception.code == code
     assert said in failed.exception.message
+
+
+def test_without_the_client_its_extra_is_named(ops: Ops, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    failed = ops("status")
+    assert isinstance(failed.exception, ConfigError)
+    assert "pip install 'parley[ops]'" in failed.exception.message
 
 
 def test_without_a_kubeconfig_there_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
