@@ -22,7 +22,7 @@ MASK = "***"
 
 # Shorter ones, like a user's name, are words of the text as well.
 _SHORTEST_SECRET = 8
-_NAMES = r"(?:passw(?:or)?d|passwd|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credential|authorization)"
+_NAMES = r"(?:passw(?:or)?d|passwd|secret|token(?![a-z])|api[-_]?key|access[-_]?key|private[-_]?key|credential|authorization)"
 _NAMED = re.compile(rf"(?i){_NAMES}")
 _VARIABLE = re.compile(rf"(?i){_NAMES}|(?:^|_)(?:auth|key|url|dsn)$")
 
@@ -30,14 +30,14 @@ _CREDENTIALS = (
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), MASK),
     (re.compile(r"(?i)\b(bearer|basic)(\s+|%20)[\w.~+/=-]{6,}"), rf"\1\2{MASK}"),
     # user:password@ in any URL, Redis' among them.
-    (re.compile(r"(\b[a-zA-Z][\w+.-]*://)[^\s/@\"'<>]*@"), rf"\1{MASK}@"),
+    (re.compile(r"(\b[a-zA-Z][\w+.-]{0,20}://)[^\s/@\"'<>]{0,500}@"), rf"\1{MASK}@"),
     (re.compile(r"\bpk-[\w-]{6,}"), f"pk-{MASK}"),
     (re.compile(r"\b(?:sk|hf|ghp|gho|xox[abp])[-_][\w-]{12,}"), MASK),
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), MASK),
     # NAME=value, NAME: value and "name": "value", also in JSON within JSON.
     (
         re.compile(
-            rf"(?i)((?:[\w-]*{_NAMES}[\w-]*)\\*[\"']?\s*[:=]\s*\\*[\"']?)"
+            rf"(?i)({_NAMES}[\w-]{{0,40}}\\*[\"']?\s*[:=]\s*\\*[\"']?)"
             r"(?!\\*[\"']?(?:null|none|true|false|\*\*\*)\b)(?!bearer|basic)([^\s\"'\\,;&{}\[\]]{4,})"
         ),
         rf"\1{MASK}",
@@ -45,7 +45,8 @@ _CREDENTIALS = (
     (re.compile(r"(?i)(\bAUTH\s+(?:[\w.-]+\s+)?)[^\s\"'\\]{6,}"), rf"\1{MASK}"),
 )  # fmt: skip
 
-_MAIL = re.compile(r"\b[\w.+-]+@(?:[\w-]+\.)+[a-zA-Z]{2,}\b")
+# Bounded, and from the beginning of a word alone: a line may be one word of a megabyte.
+_MAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,8}[a-zA-Z]{2,24}\b")
 _ACCOUNT = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b")
 _CARD = re.compile(r"(?<![\w.-])(?:\d[ -]?){12,18}\d(?![\w.-])")
 _PHONES = (

@@ -16,6 +16,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -312,11 +313,9 @@ class _Handler(BaseHTTPRequestHandler):
             process.stderr.close()
 
     def _end_with_client(self, process: subprocess.Popen[bytes]) -> None:
-        try:
-            while self.rfile.read(1):
+        with suppress(OSError, ValueError):  # closed from there, or from here
+            while self.connection.recv(1024):
                 pass
-        except OSError:
-            pass
         _end(process)
 
     def _frame(self, payload: bytes, opcode: int = 2) -> None:
@@ -346,9 +345,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, 9)
-        process.wait()
+    process.wait()
 
 
 def _is_healthy(pod: Object) -> bool:

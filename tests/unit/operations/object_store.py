@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import re
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from schemas import schema_faults
@@ -237,11 +239,19 @@ class ObjectStore:
 
 
 def _check(one: Object) -> None:
-    checked = {key: value for key, value in one.items() if key != "status"}
     if one["kind"] == "RayCluster":
         return
-    if faults := schema_faults(checked if one["kind"] in CUSTOM else one):
+    if one["kind"] in CUSTOM:
+        one = {key: value for key, value in one.items() if key != "status"}
+    # Of most objects there are many alike, but for what the server itself has put there.
+    metadata = {k: v for k, v in one["metadata"].items() if k not in ("uid", "resourceVersion")}
+    if faults := _faults(json.dumps({**one, "metadata": metadata}, sort_keys=True)):
         raise Refused(422, "Invalid", "; ".join(faults))
+
+
+@cache
+def _faults(text: str) -> list[str]:
+    return schema_faults(json.loads(text))
 
 
 def _has_labels(one: Object, selector: str) -> bool:

@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -189,6 +190,15 @@ def test_references_to_secrets_stay_readable() -> None:
 )
 def test_what_is_no_secret_stays(text: str) -> None:
     assert Masks().text(text) == text
+
+
+def test_masking_takes_a_time_that_grows_with_the_text() -> None:
+    """Nothing in a log may make it look at each place again and again."""
+    masks = Masks(["swordfish-and-more"])
+    for odd in ("a.b-", "password", "a@b.", "1 2-", "x://", "eyJ", "token="):
+        began = time.perf_counter()
+        masks.text(odd * (50_000 // len(odd)))
+        assert time.perf_counter() - began < 2.0, odd
 
 
 def test_known_values_go_even_within_words_and_short_ones_do_not() -> None:

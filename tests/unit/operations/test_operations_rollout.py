@@ -39,7 +39,7 @@ def images(server: ApiServer) -> dict[str, str]:
     named = [("head", cluster["headGroupSpec"])]
     named += [(group["groupName"], group) for group in cluster["workerGroupSpecs"]]
     return {
-        name: group["template"]["spec"]["containers"][0]["image"].rsplit("/", 1)[1]
+        name: group["template"]["spec"]["containers"][0]["image"].rsplit("/", 1)[-1]
         for name, group in named
     }
 
