@@ -13,6 +13,7 @@ import urllib3.exceptions
 from kubernetes import client, config, stream
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
+from websocket import WebSocketException
 
 from serve_app.errors import ConfigError, OperationError
 from serve_app.operations.kinds import PODS, Kind, Object
@@ -202,6 +203,9 @@ class ClusterApi:
             own.close()
         try:
             yield from _printed(socket, pod, seconds)
+        except (WebSocketException, OSError) as error:
+            msg = f"The pod {pod} broke off while it was read: {error}. Is it still there?"
+            raise OperationError(msg) from None
         finally:
             socket.close()
 
@@ -336,9 +340,13 @@ def _printed(socket: Any, pod: str, seconds: float) -> Iterator[str]:
     if rest:
         anything = True
         yield rest.decode("utf-8", "replace")
-    ended = take(3).decode("utf-8", "replace")
-    failed = bool(ended) and json.loads(ended).get("status") != "Success"
-    if failed and not anything and complaint:
-        said = complaint.decode("utf-8", "replace").strip().splitlines()[-1]
-        msg = f"In the pod {pod} a command failed: {said}"
-        raise OperationError(msg)
+    if anything:
+        return
+    ended = json.loads(take(3) or b"{}")
+    said = complaint.decode("utf-8", "replace").strip().splitlines()[-1:]
+    # A program that finds nothing fails as well, and has nothing to say of it.
+    if ended.get("status") == "Failure" and ended.get("reason") != "NonZeroExitCode":
+        said = said or [ended.get("message", "no reason given")]
+    if ended.get("status") == "Failure" and said:
+        msg = f"A command in the pod {pod} failed: {said[0]}"
+        raise OperationError(msg if msg.endswith(".") else f"{msg}.")

@@ -26,11 +26,18 @@ def rules() -> dict[str, list[dict[str, Any]]]:
     return {one["kind"]: one["rules"] for one in build("operator") if one["kind"].endswith("Role")}
 
 
+@pytest.fixture(scope="session")
+def manifests() -> list[dict[str, Any]]:
+    return service_objects(build("overlays/gpu-pool"))
+
+
 @pytest.fixture
-def server(rules: dict[str, list[dict[str, Any]]], tmp_path: Path) -> Iterator[ApiServer]:
+def server(
+    manifests: list[dict[str, Any]], rules: dict[str, list[dict[str, Any]]], tmp_path: Path
+) -> Iterator[ApiServer]:
     with ApiServer() as running:
         running.users[TOKEN] = [rule for granted in rules.values() for rule in granted]
-        for one in service_objects(build("overlays/gpu-pool")):
+        for one in manifests:
             running.store.add(one)
         for pod in ("head", "cpu-a", "cpu-b", "gpu-a", "gpu-b"):
             disk = tmp_path / f"parley-x1-{pod}"

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import threading
@@ -285,12 +286,23 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         disk = self.server.disks[self._name]
         command = [part.replace("/tmp/ray", str(disk)) for part in self._query["command"]]  # noqa: S108
+        if shutil.which(command[0], path=f"{disk / 'bin'}:/usr/bin:/bin") is None:
+            said = f'exec: "{command[0]}": executable file not found in $PATH'
+            failure = {
+                "metadata": {},
+                "status": "Failure",
+                "message": said,
+                "reason": "InternalError",
+            }
+            self._frame(b"\x03" + json.dumps(failure).encode())
+            self._frame(b"", opcode=8)
+            return
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=disk,
-            env={"PATH": f"{disk / 'bin'}:{os.environ['PATH']}"},
+            env={"PATH": f"{disk / 'bin'}:/usr/bin:/bin"},
             start_new_session=True,
         )
         # A client that leaves ends nothing in a pod; here, no test is to leave anything behind.

@@ -108,6 +108,15 @@ def test_what_may_not_be_read_is_named_and_the_rest_is_shown(
     assert all("k8s/operator" in problem for problem in seen.problems)
 
 
+def test_a_head_that_serve_cannot_be_asked_on_is_a_problem(api: ClusterApi) -> None:
+    seen = look(api, "parley")
+    assert {one.running for one in seen.deployments} == {"?"}
+    assert seen.problems == [
+        "A command in the pod parley-x1-head failed: "
+        'exec: "serve": executable file not found in $PATH.'
+    ]
+
+
 def test_a_pod_that_cannot_start_is_a_problem_with_its_reason(ops: Ops, server: ApiServer) -> None:
     pod = server.store.get(PODS, "parley", "parley-x1-gpu-b")
     waiting = {"reason": "ImagePullBackOff", "message": "manifest unknown"}
