@@ -32,7 +32,7 @@ def refusal(
     said = status.get("message") or str(error.reason or error.status)
     resource = f"{kind.plural}/{part}" if part else kind.plural
     where = f" in the namespace {namespace}" if kind.namespaced else ""
-    thing = f"{kind.resource} {name}".strip()
+    thing = f"{kind.resource}/{name}" if name else kind.resource
     wait = status.get("details", {}).get("retryAfterSeconds")
     if error.status == _UNAUTHORIZED:
         msg = "The API server doesn't take your credentials. Log in again, or choose --context."

@@ -10,7 +10,7 @@ import yaml
 from serve_app.errors import ParleyError
 from serve_app.operations.cluster_api import ClusterApi
 from serve_app.operations.events import Event, latest_events
-from serve_app.operations.kinds import RAY_SERVICES, Object
+from serve_app.operations.kinds import RAY_CLUSTER_LABEL, RAY_SERVICES, Object
 from serve_app.operations.pods import HEAD_GROUP, gpus_of, group_of, is_ready, ray_pods, troubles
 from serve_app.operations.ray_service import ServiceState, ServingCluster
 from serve_app.operations.revisions import Revisions
@@ -214,7 +214,7 @@ def _group_rows(spec: Object, pods: Iterable[Object]) -> list[GroupRow]:
     }
     places: dict[tuple[str, str], list[Object]] = {}
     for pod in pods:
-        place = (pod["metadata"]["labels"]["ray.io/cluster"], group_of(pod))
+        place = (pod["metadata"]["labels"][RAY_CLUSTER_LABEL], group_of(pod))
         places.setdefault(place, []).append(pod)
     rows = []
     for (cluster, group), members in sorted(places.items()):
@@ -262,7 +262,7 @@ def _replicas(
         pod
         for pod in pods
         if group_of(pod) == HEAD_GROUP
-        and pod["metadata"]["labels"]["ray.io/cluster"] == cluster
+        and pod["metadata"]["labels"][RAY_CLUSTER_LABEL] == cluster
         and is_ready(pod)
     ]
     if not heads:

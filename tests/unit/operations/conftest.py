@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
-from fake_api_server import ApiServer
+from fake_api_server import TOKEN, ApiServer
 from fake_kuberay import KubeRay, service_objects
 from kustomize import build
 from typer.testing import CliRunner, Result
 
 from serve_app.cli import app
 from serve_app.operations.cluster_api import ClusterApi
-
-TOKEN = "operator-token"
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,10 @@ from urllib.parse import parse_qs, urlsplit
 
 from object_store import CUSTOM, RESOURCES, Forbidden, Object, ObjectStore, Refused, Resource
 
-__all__ = ["ApiServer"]
+__all__ = ["TOKEN", "ApiServer"]
+
+TOKEN = "operator-token"
+"""The bearer token of whoever operates the service."""
 
 _PATH = re.compile(
     r"^(?:/api/(?P<core>v1)|/apis/(?P<group>[\w.-]+)/(?P<version>v\w+))"

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TOKEN
-from fake_api_server import ApiServer
+from fake_api_server import TOKEN, ApiServer
 from fake_kuberay import PODS
 from typer.testing import Result
 

@@ -109,7 +109,7 @@ def test_a_pod_that_takes_its_time_is_waited_for(api: ClusterApi, server: ApiSer
 def test_a_node_that_is_not_there_is_named(ops: Ops) -> None:
     failed = ops("drain", "node-9")
     assert isinstance(failed.exception, OperationError)
-    assert failed.exception.message.startswith("There is no nodes node-9.")
+    assert failed.exception.message.startswith("There is no nodes/node-9.")
 
 
 def test_who_may_not_cordon_is_told_of_the_cluster_role(ops: Ops, server: ApiServer) -> None:

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from conftest import TOKEN
-from fake_api_server import ApiServer
+from fake_api_server import TOKEN, ApiServer
 from fake_kuberay import PODS, SERVICE, serving, status_of
 from typer.testing import Result
 
