@@ -22,6 +22,7 @@ __all__ = [
     "ItemNotFound",
     "ModelError",
     "ModelNotFound",
+    "OperationError",
     "Overloaded",
     "ParleyError",
     "PersonaNotFound",
@@ -294,3 +295,9 @@ class ConfigError(ParleyError):
     """A setting or a configuration file is wrong; raised before anything starts."""
 
     code = "config_error"
+
+
+class OperationError(ParleyError):
+    """Something that `parley ops` was to do in a cluster could not be done."""
+
+    code = "operation_failed"

@@ -16,6 +16,7 @@ from serve_app.cli.doctor import doctor
 from serve_app.cli.key import key_app
 from serve_app.cli.lifecycle import down, up
 from serve_app.cli.model import model_app
+from serve_app.cli.ops import ops_app
 from serve_app.cli.persona import persona_app
 from serve_app.cli.status import status
 from serve_app.errors import ParleyError
@@ -39,6 +40,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(key_app, name="key")
 app.add_typer(data_app, name="data")
 app.add_typer(persona_app, name="persona")
+app.add_typer(ops_app, name="ops")
 
 
 @app.callback(invoke_without_command=True)

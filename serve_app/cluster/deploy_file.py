@@ -25,6 +25,7 @@ __all__ = [
     "Overrides",
     "default_deploy_file",
     "load_deployment",
+    "read_deploy_file",
     "without_inherited",
 ]
 
@@ -90,6 +91,18 @@ def default_deploy_file() -> Path:
     return deploy_folder() / "local.yaml"
 
 
+def read_deploy_file(file: Path) -> YamlFile:
+    """Read a deploy file and check it by itself, without this machine's environment and API keys.
+
+    Raises:
+        ConfigError: naming file, line and key of everything that is wrong.
+    """
+    source = read_yaml(file)
+    if faults := [*source.repeated, *_faults(source.data)]:
+        raise source.refusal(faults)
+    return source
+
+
 def load_deployment(file: Path | None = None, overrides: Overrides | None = None) -> Deployment:
     """Read and check a deploy file.
 
@@ -100,10 +113,7 @@ def load_deployment(file: Path | None = None, overrides: Overrides | None = None
     Raises:
         ConfigError: naming file, line and key of everything that is wrong.
     """
-    source = read_yaml(file or default_deploy_file())
-    faults = [*source.repeated, *_faults(source.data)]
-    if faults:
-        raise source.refusal(faults)
+    source = read_deploy_file(file or default_deploy_file())
     overrides = overrides or Overrides()
     config = copy.deepcopy(source.data)
     position = _position(config)

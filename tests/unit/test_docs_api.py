@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 import serve_app
-from serve_app.errors import ParleyError
+from serve_app.errors import OperationError, ParleyError
 
 PACKAGE = Path(serve_app.__file__).parent
 API = PACKAGE.parent / "docs" / "api.md"
+KUBERNETES = PACKAGE.parent / "docs" / "kubernetes.md"
+OPERATIONS = PACKAGE / "operations"
 ROW = re.compile(r"^\| `(\w+)` \| (\d{3}) \|", re.MULTILINE)
 OPENAI_ROW = re.compile(r"^\| `(\w+)` \| (?!\d{3} \|)", re.MULTILINE)
 
@@ -68,10 +70,15 @@ def documented(errors_section: str) -> dict[str, int]:
     return {code: int(status) for code, status in rows}
 
 
+def codes_in(files: Iterable[Path]) -> set[str]:
+    modules = (path.read_text(encoding="utf-8") for path in files)
+    return {code for module in modules for code in named_codes(ast.parse(module))}
+
+
 @pytest.fixture(scope="module")
 def existing() -> set[str]:
-    modules = (path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
-    return {code for module in modules for code in named_codes(ast.parse(module))}
+    files = [path for path in PACKAGE.rglob("*.py") if OPERATIONS not in path.parents]
+    return codes_in(files) - {OperationError.code}
 
 
 def test_every_code_has_its_row_and_every_row_its_code(
@@ -82,7 +89,19 @@ def test_every_code_has_its_row_and_every_row_its_code(
     assert documented.keys() | openai == existing
 
 
-@pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)
+def test_what_operators_are_told_has_its_row_beside_their_commands() -> None:
+    """No client of the API ever gets these."""
+    section = KUBERNETES.read_text(encoding="utf-8").split("\n## Errors\n")[1].split("\n## ")[0]
+    documented = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert len(documented) == len(set(documented))
+    assert set(documented) == codes_in(OPERATIONS.glob("*.py")) | {OperationError.code}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind for kind in kinds() if kind is not OperationError],
+    ids=lambda kind: kind.__name__,
+)
 def test_the_table_has_the_status_that_clients_get(
     kind: type[ParleyError], documented: dict[str, int]
 ) -> None:

@@ -1,0 +1,146 @@
+"""Secrets and personal data out of what leaves the cluster.
+
+`Masks` replaces by three means: values that are known to be secret, wherever they stand; what looks like a
+credential, such as a bearer token, a password in a URL or a private key; and what looks like personal
+data: addresses of mail, telephone numbers, numbers of cards and accounts, public IPv4 addresses.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from serve_app.operations.kinds import Object
+
+__all__ = ["MASK", "Masks"]
+
+MASK = "***"
+"""Stands where something was."""
+
+# Shorter ones, like a user's name, are words of the text as well.
+_SHORTEST_SECRET = 8
+_NAMES = r"(?:passw(?:or)?d|passwd|secret|token(?![a-z])|api[-_]?key|access[-_]?key|private[-_]?key|credential|authorization)"
+_NAMED = re.compile(rf"(?i){_NAMES}")
+_VARIABLE = re.compile(rf"(?i){_NAMES}|(?:^|_)(?:auth|key|url|dsn)$")
+
+_CREDENTIALS = (
+    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), MASK),
+    (re.compile(r"(?i)\b(bearer|basic)(\s+|%20)[\w.~+/=-]{6,}"), rf"\1\2{MASK}"),
+    # user:password@ in any URL, Redis' among them.
+    (re.compile(r"(\b[a-zA-Z][\w+.-]{0,20}://)[^\s/@\"'<>]{0,500}@"), rf"\1{MASK}@"),
+    (re.compile(r"\bpk-[\w-]{6,}"), f"pk-{MASK}"),
+    (re.compile(r"\b(?:sk|hf|ghp|gho|xox[abp])[-_][\w-]{12,}"), MASK),
+    (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), MASK),
+    # NAME=value, NAME: value and "name": "value", also in JSON within JSON.
+    (
+        re.compile(
+            rf"(?i)({_NAMES}[\w-]{{0,40}}\\*[\"']?\s*[:=]\s*\\*[\"']?)"
+            r"(?!\\*[\"']?(?:null|none|true|false|\*\*\*)\b)(?!bearer|basic)([^\s\"'\\,;&{}\[\]]{4,})"
+        ),
+        rf"\1{MASK}",
+    ),
+    (re.compile(r"(?i)(\bAUTH\s+(?:[\w.-]+\s+)?)[^\s\"'\\]{6,}"), rf"\1{MASK}"),
+)  # fmt: skip
+
+# Bounded, and from the beginning of a word alone: a line may be one word of a megabyte.
+_MAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,8}[a-zA-Z]{2,24}\b")
+_ACCOUNT = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b")
+_CARD = re.compile(r"(?<![\w.-])(?:\d[ -]?){12,18}\d(?![\w.-])")
+_PHONES = (
+    re.compile(r"(?<![\w+.])\+\d[\d ()./-]{6,18}\d(?!\w)"),
+    re.compile(r"(?<![\w.-])\(?\d{3}\)?[ -]\d{3}[ -]\d{4}(?![\w-])"),
+    re.compile(r"(?<![\w.-])\(0\d{2,4}\)[ /-]?\d{3,8}(?![\w-])"),
+    re.compile(r"(?<![\w.-])1[3-9]\d{9}(?![\w.-])"),  # a mobile telephone in China
+)
+_IPV4 = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
+
+
+class Masks:
+    """Masks texts and objects.
+
+    Args:
+        known: values that are secret wherever they stand.
+    """
+
+    def __init__(self, known: Iterable[str] = ()) -> None:
+        forms = {form for value in known for form in _forms(value)}
+        longest_first = sorted(forms, key=len, reverse=True)
+        self._known = re.compile("|".join(map(re.escape, longest_first))) if forms else None
+
+    def text(self, text: str) -> str:
+        """Return a text without secrets and personal data."""
+        if self._known is not None:
+            text = self._known.sub(MASK, text)
+        for pattern, instead in _CREDENTIALS:
+            text = pattern.sub(instead, text)
+        text = _MAIL.sub(MASK, text)
+        text = _CARD.sub(_card, text)
+        text = _ACCOUNT.sub(MASK, text)
+        for pattern in _PHONES:
+            text = pattern.sub(MASK, text)
+        return _IPV4.sub(_address, text)
+
+    def object(self, value: Object) -> Object:
+        """Return an object of Kubernetes' without secrets and personal data.
+
+        Of a Secret only the names of its keys are left, of a variable named like a secret only its name.
+        """
+        masked: Object = self._tree(value)
+        if value.get("kind") == "Secret":
+            for part in ("data", "stringData"):
+                if part in value:
+                    masked[part] = dict.fromkeys(value[part], MASK)
+        metadata = masked.get("metadata", {})
+        metadata.pop("managedFields", None)
+        # kubectl's copy of what was applied, values and all.
+        metadata.get("annotations", {}).pop(
+            "kubectl.kubernetes.io/last-applied-configuration", None
+        )
+        return masked
+
+    def _tree(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, list):
+            return [self._tree(inner) for inner in value]
+        if not isinstance(value, dict):
+            return value
+        if isinstance(value.get("value"), str) and _VARIABLE.search(str(value.get("name", ""))):
+            value = {**value, "value": MASK}
+        return {
+            key: MASK if isinstance(inner, str) and _is_secret_key(key) else self._tree(inner)
+            for key, inner in value.items()
+        }
+
+
+def _is_secret_key(key: str) -> bool:
+    # A Secret's name is no secret.
+    return _NAMED.search(key) is not None and not key.lower().endswith(("name", "ref"))
+
+
+def _forms(value: str) -> Iterable[str]:
+    """Yield a secret value, its lines and words if they are long, and all of them in Base64."""
+    pieces = {value, value.strip(), *value.split()}
+    if found := re.match(r"[a-zA-Z][\w+.-]*://[^/@]*:([^/@]+)@", value):
+        pieces.add(found[1])
+    for piece in pieces:
+        if len(piece) >= _SHORTEST_SECRET:
+            yield piece
+            yield base64.b64encode(piece.encode()).decode()
+
+
+def _card(found: re.Match[str]) -> str:
+    digits = [int(sign) for sign in found[0] if sign.isdigit()]
+    doubled = [2 * digit - 9 * (digit > 4) for digit in digits[-2::-2]]  # Luhn's rule
+    return MASK if (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0 else found[0]
+
+
+def _address(found: re.Match[str]) -> str:
+    try:
+        public = ipaddress.ip_address(found[0]).is_global
+    except ValueError:
+        return found[0]  # a version
+    return MASK if public else found[0]
