@@ -197,9 +197,22 @@ class Engine:
                 self._core.step()
                 self._flush()
                 self._step_started = None
+        except GeneratorLost as error:
+            logger.exception("the backend is lost; its streams are handed back")
+            self._hand_back(error)
         except Exception as error:
             logger.exception("the engine's loop died")
             self._crash = error
+
+    def _hand_back(self, error: GeneratorLost) -> None:
+        """Take nothing more, and end all streams with an error that says to try elsewhere."""
+        with self._changed:
+            self._crash = error
+            submitted, self._submitted = self._submitted, []
+        for sequence in submitted:
+            self._core.add(sequence)
+        self._core.hand_back(error)
+        self._flush()
 
     def _wait_for_work(self) -> bool:
         """Take in what other threads have asked for; wait if that is nothing.
