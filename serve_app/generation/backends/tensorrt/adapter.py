@@ -158,7 +158,7 @@ class _Context:
     def execute_async_v3(self) -> None:
         self.require(self._context.execute_async_v3(self._stream.stream.cuda_stream))
 
-    def require(self, done: bool) -> None:  # noqa: FBT001 - what TensorRT's calls return
+    def require(self, done: bool) -> None:
         if not done:
             raise DeviceFault("; ".join(self._log.errors))
 

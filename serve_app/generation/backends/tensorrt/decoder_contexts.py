@@ -110,7 +110,9 @@ class DecoderContexts:
             context.set_tensor_address(WRITE_INDICES, starts.data_ptr())
             context.set_tensor_address(LOGIT_ROWS, self._rows.data_ptr())
             context.set_tensor_address(LOGITS, self.logits.data_ptr())
-            self._graphs[batch] = self._stream.capture(self._decode_of(context, batch, gather_tokens))
+            self._graphs[batch] = self._stream.capture(
+                self._decode_of(context, batch, gather_tokens)
+            )
         self._stream.synchronize()
 
     def prefill(self, slot: int, start: int, tokens: torch.Tensor) -> None:

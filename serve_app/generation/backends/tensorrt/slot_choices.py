@@ -71,7 +71,9 @@ class SlotChoices:
         """Take note that nobody's state is in a slot."""
         self._seated[slot] = None
 
-    def _add(self, row: torch.Tensor, tokens: NDArray[np.int64], values: NDArray[np.floating]) -> None:
+    def _add(
+        self, row: torch.Tensor, tokens: NDArray[np.int64], values: NDArray[np.floating]
+    ) -> None:
         """Enqueue the addition of values to some tokens' places in a row, [vocab]."""
         if not len(tokens):
             return

@@ -50,7 +50,12 @@ class StepStaging:
         self._host_logits = device.pinned((slots, vocab_size), torch.float32)
 
     def send(
-        self, half: int, tokens: Sequence[int], fresh: Sequence[bool], starts: Sequence[int], pad: int
+        self,
+        half: int,
+        tokens: Sequence[int],
+        fresh: Sequence[bool],
+        starts: Sequence[int],
+        pad: int,
     ) -> None:
         """Enqueue the copy of what the model is to compute.
 
