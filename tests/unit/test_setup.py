@@ -74,6 +74,15 @@ def test_the_default_install_has_no_torch_and_nothing_for_gpus() -> None:
     assert [name for name in packages if unwanted.match(name)] == []
 
 
+def test_what_a_gpu_needs_is_locked_on_top_of_what_serving_needs() -> None:
+    serving, gpu = locked("requirements.lock"), locked("gpu.lock")
+    assert {name: gpu.get(name) for name in serving} == serving
+    extra = [Requirement(line) for line in PROJECT["optional-dependencies"]["gpu"]]
+    assert {one.name for one in extra} == {"tensorrt-cu13", "torch"}
+    assert [one for one in extra if gpu[one.name] not in one.specifier] == []
+    assert {"tensorrt-cu13-libs", "nvidia-cuda-runtime"} <= gpu.keys()
+
+
 @pytest.mark.parametrize("package", ["ingress", "dialogue", "tokenization", "generation"])
 def test_a_replica_imports_no_torch(package: str) -> None:
     assert find_spec("torch") is not None  # or there would be nothing to import

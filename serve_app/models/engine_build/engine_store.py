@@ -53,13 +53,22 @@ class Engine:
         """Whether the plan is there with its size; its content is not read."""
         return self.plan.is_file() and self.plan.stat().st_size == self.manifest.plan.bytes
 
-    def require_fit(self, model_sha256: str, environment: EngineEnvironment) -> None:
+    def require_fit(
+        self, model_sha256: str, environment: EngineEnvironment, *, to_run: bool = True
+    ) -> None:
         """Refuse an engine that is for something else than what is here.
+
+        Args:
+            model_sha256: hash of the model that it must hold.
+            environment: TensorRT and GPU of this machine.
+            to_run: refuse a stripped one too, which can be refitted and not run.
 
         Raises:
             TensorRTEngineError: with everything that differs, and what to do.
         """
         faults = [*self.manifest.misfits(model_sha256, environment)]
+        if to_run and self.manifest.needs_weights:
+            faults.append("it was built without its weights, which `parley model refit` puts in")
         if not self.whole:
             faults.append(f"{PLAN_FILE} is missing, or not as long as it was")
         if faults:

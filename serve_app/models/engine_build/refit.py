@@ -52,7 +52,7 @@ def refit_engine(
         )
         raise TensorRTEngineError(msg)
     machine = machine or open_machine()
-    engine.require_fit(old.model_sha256, machine.environment)
+    engine.require_fit(old.model_sha256, machine.environment, to_run=False)
     engine.verify(progress)
     if structure_sha256(onnx_path) != old.structure_sha256:
         msg = (

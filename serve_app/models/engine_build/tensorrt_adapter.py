@@ -6,6 +6,7 @@ Everything that could be decided elsewhere is. Every name in here is checked aga
 from __future__ import annotations
 
 from pathlib import Path
+from typing import SupportsInt
 
 import tensorrt as trt
 
@@ -123,11 +124,13 @@ class _Monitor(trt.IProgressMonitor):
         trt.IProgressMonitor.__init__(self)
         self._listener = listener
 
-    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-        self._listener.phase_started(phase_name, parent_phase, num_steps)
+    def phase_start(
+        self, phase_name: str, parent_phase: str | None, num_steps: SupportsInt
+    ) -> None:
+        self._listener.phase_started(phase_name, parent_phase, int(num_steps))
 
-    def step_complete(self, phase_name: str, step: int) -> bool:
-        return self._listener.step_completed(phase_name, step)
+    def step_complete(self, phase_name: str, step: SupportsInt) -> bool:
+        return self._listener.step_completed(phase_name, int(step))
 
     def phase_finish(self, phase_name: str) -> None:
         self._listener.phase_finished(phase_name)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -159,12 +159,70 @@ def test_the_entry_point_is_a_command_with_that_option(dockerfile: Path) -> None
         *yaml.safe_load(last(dockerfile, "ENTRYPOINT")),
         *yaml.safe_load(last(dockerfile, "CMD")),
     ]
+    if entry[0] == "/usr/local/lib/parley/gpu-entrypoint.sh":
+        del entry[0]
     assert entry[0] in PROJECT["scripts"]
     program = Path(sys.executable).parent / entry[0]
     shown = subprocess.run(
         [str(program), entry[1], "--help"], capture_output=True, text=True, timeout=60, check=True
     )
     assert entry[2] in shown.stdout
+
+
+@pytest.fixture
+def gpu_container(tmp_path: Path) -> Callable[..., tuple[int, list[str]]]:
+    """Run the entry point of GPU nodes with a `parley` that notes how it is called; it may fail a build."""
+    program, calls = tmp_path / "bin" / "parley", tmp_path / "calls"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\necho "$*" >> {calls}\n'
+        'if [ "$2" = build ] && [ -n "$FAILING" ]; then exit 3; fi\n'
+    )
+    program.chmod(0o755)
+
+    def run(*command: str, failing: bool = False) -> tuple[int, list[str]]:
+        environment = {
+            "PATH": f"{program.parent}:/usr/bin:/bin",
+            "FAILING": "yes" if failing else "",
+        }
+        done = subprocess.run(
+            [CONTAINER / "gpu-entrypoint.sh", *command], env=environment, timeout=30, check=False
+        )
+        return done.returncode, calls.read_text().splitlines()
+
+    return run
+
+
+def test_a_gpu_node_builds_its_engine_before_it_serves(
+    gpu_container: Callable[..., tuple[int, list[str]]],
+) -> None:
+    assert gpu_container("parley", "up", "--port", "80") == (
+        0,
+        ["model build", "up --port 80"],
+    )
+
+
+@pytest.mark.parametrize("words", [("--config", "/a gpu.yaml"), ("--config=/a gpu.yaml",)])
+def test_the_engine_is_that_of_the_deploy_file_that_is_served(
+    gpu_container: Callable[..., tuple[int, list[str]]], words: tuple[str, ...]
+) -> None:
+    code, calls = gpu_container("parley", "up", *words, "--detach")
+    assert (code, calls) == (
+        0,
+        ["model build --config /a gpu.yaml", f"up {' '.join(words)} --detach"],
+    )
+
+
+def test_a_gpu_node_that_cannot_build_does_not_serve(
+    gpu_container: Callable[..., tuple[int, list[str]]],
+) -> None:
+    assert gpu_container("parley", "up", failing=True) == (3, ["model build"])
+
+
+def test_other_commands_build_nothing(
+    gpu_container: Callable[..., tuple[int, list[str]]],
+) -> None:
+    assert gpu_container("parley", "doctor") == (0, ["doctor"])
 
 
 class _Answer(BaseHTTPRequestHandler):

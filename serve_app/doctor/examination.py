@@ -1,0 +1,68 @@
+"""Everything at once: whether this machine can serve what the settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve_app.doctor.finding import Finding
+from serve_app.doctor.gpu import gpu_report
+from serve_app.doctor.host import disk, haproxy, processor, redis_server
+from serve_app.doctor.model import Plan, engine, planned, prepared_models
+from serve_app.errors import ModelError
+from serve_app.gpu.driver import Driver, read_driver
+from serve_app.gpu.tensorrt_package import tensorrt_version
+from serve_app.settings import Settings
+
+__all__ = ["Examination", "examine"]
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What was found.
+
+    Attributes:
+        plan: what would be served, or None where the settings can't be met on any terms.
+        findings: line by line.
+    """
+
+    plan: Plan | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def can_serve(self) -> bool:
+        """Whether nothing is missing."""
+        return all(finding.state != "missing" for finding in self.findings)
+
+
+def examine(
+    home: Path,
+    settings: Settings,
+    *,
+    ask_driver: Callable[[], Driver] = read_driver,
+    ask_tensorrt: Callable[[], str] = tensorrt_version,
+) -> Examination:
+    """Look at everything that serving takes.
+
+    Args:
+        home: PARLEY_HOME.
+        settings: what is to be served, and with what.
+        ask_driver: see `serve_app.gpu.driver`.
+        ask_tensorrt: see `serve_app.gpu.tensorrt_package`.
+    """
+    backend: str = settings.generator.backend
+    findings = [processor(), disk(home), redis_server(settings.redis), haproxy()]
+    try:
+        plan = planned(settings.model, backend)
+    except ModelError as error:
+        findings.append(Finding("form", "missing", "none", error.message))
+        return Examination(None, tuple(findings))
+    gpu = gpu_report(wanted=plan.on_gpu, read_driver=ask_driver, tensorrt_version=ask_tensorrt)
+    findings += [*gpu.findings, prepared_models(home, plan)]
+    if plan.on_gpu:
+        findings.append(engine(home, plan, gpu, settings.model.engines))
+    elif plan.form == "standard":
+        advice = "Set model.form to null and model.precision to int8 or fp32."
+        findings.append(Finding("form", "missing", f"{backend} has no standard form", advice))
+    return Examination(plan, tuple(findings))

@@ -1,0 +1,108 @@
+"""The model: what the settings have served, in which form, precision and backend, and what is prepared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve_app.doctor.finding import Finding
+from serve_app.doctor.gpu import GpuReport
+from serve_app.errors import ParleyError
+from serve_app.models.decoder_interface import Form
+from serve_app.models.engine_build.engine_manifest import EngineEnvironment, GpuArchitecture
+from serve_app.models.engine_build.model_engine import find_model_engine
+from serve_app.models.preparation import chosen_form
+from serve_app.models.store import ModelStore, PreparedModel
+from serve_app.settings import ModelSettings
+
+__all__ = ["Plan", "engine", "planned", "prepared_models"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What would be served.
+
+    Attributes:
+        source: the model's source.
+        form: form of its graph.
+        precision: precision of its weights.
+        backend: what computes.
+    """
+
+    source: str
+    form: Form
+    precision: str
+    backend: str
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU computes."""
+        return self.backend == "tensorrt"
+
+
+def planned(model: ModelSettings, backend: str) -> Plan:
+    """Return what the settings have served.
+
+    Args:
+        model: the settings of the model.
+        backend: what computes.
+
+    Raises:
+        ModelError: this machine can't run the form.
+    """
+    form = "standard" if backend == "tensorrt" else chosen_form(model.precision, model.form)
+    return Plan(model.source, form, model.precision, backend)
+
+
+def prepared_models(home: Path, plan: Plan) -> Finding:
+    """Say which models are prepared, and whether the one to be served is among them.
+
+    Args:
+        home: PARLEY_HOME.
+        plan: what would be served.
+    """
+    store = ModelStore(home)
+    models, damaged = store.list(), store.damaged()
+    found = ", ".join(model.path.name for model in models) or "none"
+    if damaged:
+        broken = ", ".join(path.name for path, _ in damaged)
+        return Finding(
+            "models",
+            "optional",
+            f"{found}; damaged: {broken}",
+            "`parley model remove NAME` deletes a damaged one.",
+        )
+    if _matching(models, plan) is None:
+        return Finding("models", "ok", found, f"{plan.source} is prepared at the first start.")
+    return Finding("models", "ok", found)
+
+
+def engine(home: Path, plan: Plan, gpu: GpuReport, shared: Path | None) -> Finding:
+    """Say whether the model has a TensorRT engine that runs here.
+
+    Args:
+        home: PARLEY_HOME.
+        plan: what would be served, on a GPU.
+        gpu: what there is of one.
+        shared: folder that machines share engines through.
+    """
+    model = _matching(ModelStore(home).list(), plan)
+    if model is None or gpu.gpu is None or gpu.tensorrt is None:
+        advice = "`parley model build` prepares the model and builds it, on a machine with a GPU."
+        return Finding("engine", "missing", "none", advice)
+    environment = EngineEnvironment(gpu.tensorrt, GpuArchitecture.of(gpu.gpu))
+    try:
+        return Finding("engine", "ok", str(find_model_engine(model, environment, shared).path))
+    except ParleyError as error:
+        return Finding("engine", "missing", "none that fits", error.message)
+
+
+def _matching(models: tuple[PreparedModel, ...], plan: Plan) -> PreparedModel | None:
+    for model in models:
+        made = model.manifest
+        # A source that is a path is kept absolute, and one of the hub with its revision.
+        same = made.source in (plan.source, str(Path(plan.source).expanduser().absolute()))
+        same = same or made.source.startswith(f"{plan.source}@")
+        if same and (made.form, made.precision) == (plan.form, plan.precision) and model.whole:
+            return model
+    return None
