@@ -162,7 +162,8 @@ def test_drafts_are_computed_where_they_are_taken(kind: str, backend: Backend) -
 
 
 def replies(make: Make, asked: list[GenerateRequest], **limits: Any) -> list[list[int]]:
-    with running(make(), max_cached_tokens=1024, max_len=CONTEXT, **limits) as (engine, listener):
+    limits = {"max_cached_tokens": 1024, "max_len": CONTEXT, "prefix_block": BLOCK} | limits
+    with running(make(), **limits) as (engine, listener):
         for each in asked:
             engine.submit(each)
         return [listener.reply(each) for each in asked]
@@ -229,7 +230,8 @@ def test_a_reply_ends_at_its_stop_token_however_many_steps_are_begun(make: Make)
 def test_what_a_cancelled_stream_leaves_disturbs_nobody(make: Make) -> None:
     kept = [ask(number, max_tokens=40) for number in (1, 2, 3)]
     alone = replies(make, [ask(number, max_tokens=40) for number in (1, 2, 3)])
-    with running(make(), max_cached_tokens=1024, slots=2) as (engine, listener):
+    limits = {"max_cached_tokens": 1024, "prefix_block": BLOCK}
+    with running(make(), slots=2, **limits) as (engine, listener):
         gone = ask(5, max_tokens=100)
         for each in (gone, *kept):
             engine.submit(each)
