@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from serve_app.generation.config import EngineConfig
 from serve_app.generation.sampling import Sampler
 
 __all__ = ["Backend", "Choice", "Chosen", "Piece", "SamplingBackend"]
@@ -158,6 +159,14 @@ class SamplingBackend(Backend, Protocol):
 
     @property
     def depth(self) -> int: ...  # noqa: D102
+
+    def fitted(self, config: EngineConfig) -> EngineConfig:
+        """Return limits that the device has memory for: these, or the same with fewer slots.
+
+        Raises:
+            ConfigError: there is no room for one slot.
+        """
+        ...
 
     def samples(self, sampler: Sampler) -> bool:
         """Tell whether it chooses for a sampler; else it hands out logits."""

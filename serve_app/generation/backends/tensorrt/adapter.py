@@ -123,7 +123,7 @@ class _Engine:
         self, name: str, profile: int
     ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         least, tuned, most = self._engine.get_tensor_profile_shape(name, profile)
-        return tuple(least), tuple(tuned), tuple(most)
+        return _sizes(least), _sizes(tuned), _sizes(most)
 
     def activation_bytes(self, profile: int) -> int:
         return self._engine.get_device_memory_size_for_profile_v2(profile)
@@ -161,6 +161,10 @@ class _Context:
     def require(self, done: bool) -> None:
         if not done:
             raise DeviceFault("; ".join(self._log.errors))
+
+
+def _sizes(dims: trt.Dims) -> tuple[int, ...]:
+    return tuple(dims[place] for place in range(len(dims)))
 
 
 class _Log(trt.ILogger):
