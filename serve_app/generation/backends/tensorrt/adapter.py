@@ -12,7 +12,7 @@ import tensorrt as trt
 import torch
 
 from serve_app.errors import TensorRTEngineError
-from serve_app.generation.backends.tensorrt.device import DeviceFault
+from serve_app.generation.backends.tensorrt.device import DeviceFault, Stream
 
 __all__ = ["CudaDevice"]
 
@@ -129,8 +129,9 @@ class _Engine:
         return self._engine.get_device_memory_size_for_profile_v2(profile)
 
     def create_execution_context(
-        self, profile: int, activations: torch.Tensor, stream: _Stream
+        self, profile: int, activations: torch.Tensor, stream: Stream
     ) -> _Context:
+        assert isinstance(stream, _Stream)  # noqa: S101 - a device's streams are its own
         context = self._engine.create_execution_context(
             trt.ExecutionContextAllocationStrategy.USER_MANAGED
         )
