@@ -130,7 +130,8 @@ class Generator:
 
 
 def _backend(model: PreparedModel, settings: Settings) -> Backend:
-    wanted, interface = settings.generator, model.manifest.interface
+    wanted = settings.generator
+    interface = model.manifest.interface
     if wanted.backend == "simulated":
         return SimulatedBackend.speaking(
             model.path / TOKENIZER_FILE,
