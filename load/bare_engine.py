@@ -92,7 +92,7 @@ def run_bare_engine(
     model = served_model(settings)
     info = tokenizer_info(model, settings)
     threads = wanted.threads or len(os.sched_getaffinity(0))
-    backend = open_backend(model, threads=threads)
+    backend = open_backend(model, threads=threads, engines=settings.model.engines)
     config = EngineConfig.of(wanted, max_len=info.context_length)
     text = Tokenizer.from_file(str(model.path / TOKENIZER_FILE))
     with EngineChats(backend, config, ChatTokenizer(model.path, info), decode=text.decode) as chats:

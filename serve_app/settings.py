@@ -111,10 +111,11 @@ class ModelSettings(_Section):
 class GeneratorSettings(_Section):
     """The engine of one generator replica."""
 
-    backend: Literal["onnxruntime", "simulated"] = Field(
-        "onnxruntime",
-        description="what computes logits; `simulated` writes noise for nothing, to measure what is "
-        "around it, and wants model.name to say so",
+    backend: Literal["auto", "simulated"] = Field(
+        "auto",
+        description="what computes logits; `auto` takes what the model's form is for, TensorRT on a GPU "
+        "for `standard` and the CPU for the others; `simulated` writes noise for nothing, to measure "
+        "what is around it, and wants model.name to say so",
     )
     slots: Positive = Field(32, description="most sequences that run at once")
     # One token of a prompt and one of a reply.

@@ -23,8 +23,8 @@ from serve_app.cluster.serve_api import ServeApi
 from serve_app.cluster.steps import Steps
 from serve_app.cluster.teardown import end_run
 from serve_app.errors import ConfigError
-from serve_app.models.store import ModelStore, PreparedModel
-from serve_app.routing.serving import require_servable
+from serve_app.models.store import PreparedModel
+from serve_app.routing.serving import prepare_served, require_engine, require_servable
 from serve_app.state.connection import RedisPool
 from serve_app.state.sealing import key_file, open_seal
 from serve_app.state.server import RedisServer, find_redis_server
@@ -57,10 +57,11 @@ def start(
         ConfigError: nothing serves the model's form, something runs here already, a port is busy, or
             a part does not start.
         ModelError: the model can't be had or prepared.
+        TensorRTEngineError: it is to run on a GPU, and has no engine for that.
         StateUnavailable: Redis does not start.
         OSError: the disk is full or a folder can't be written.
     """
-    require_servable(deployment.settings.model)
+    machine = require_servable(deployment.settings)
     folder = RunFolder(home)
     with folder.locked():
         folder.create()
@@ -69,6 +70,8 @@ def start(
         _require_redis(deployment)
         _require_keys(home, deployment, steps)
         model = _prepare_model(home, deployment, steps)
+        if machine is not None:
+            require_engine(model, machine, deployment.settings)
         work_folder = folder.work_folder()
         _require_room(home, work_folder)
         folder.clear_sessions(work_folder)
@@ -199,11 +202,8 @@ def _require_keys(home: Path, deployment: Deployment, steps: Steps) -> None:
 
 
 def _prepare_model(home: Path, deployment: Deployment, steps: Steps) -> PreparedModel:
-    wanted = deployment.settings.model
-    steps.begin(f"Preparing the model ({wanted.precision})")
-    return ModelStore(home).prepare(
-        wanted.source, precision=wanted.precision, form=wanted.form, progress=steps.update
-    )
+    steps.begin(f"Preparing the model ({deployment.settings.model.precision})")
+    return prepare_served(home, deployment.settings, steps.update)
 
 
 def _bring_up(

@@ -51,10 +51,9 @@ def examine(
         ask_driver: see `serve_app.gpu.driver`.
         ask_tensorrt: see `serve_app.gpu.tensorrt_package`.
     """
-    backend: str = settings.generator.backend
     findings = [processor(), disk(home), redis_server(settings.redis), haproxy()]
     try:
-        plan = planned(settings.model, backend)
+        plan = planned(settings)
     except ModelError as error:
         findings.append(Finding("form", "missing", "none", error.message))
         return Examination(None, tuple(findings))
@@ -62,7 +61,4 @@ def examine(
     findings += [*gpu.findings, prepared_models(home, plan)]
     if plan.on_gpu:
         findings.append(engine(home, plan, gpu, settings.model.engines))
-    elif plan.form == "standard":
-        advice = "Set model.form to null and model.precision to int8 or fp32."
-        findings.append(Finding("form", "missing", f"{backend} has no standard form", advice))
     return Examination(plan, tuple(findings))

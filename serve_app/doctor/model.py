@@ -13,7 +13,8 @@ from serve_app.models.engine_build.engine_manifest import EngineEnvironment, Gpu
 from serve_app.models.engine_build.model_engine import find_model_engine
 from serve_app.models.preparation import chosen_form
 from serve_app.models.store import ModelStore, PreparedModel
-from serve_app.settings import ModelSettings
+from serve_app.routing.serving import BackendName, chosen_backend
+from serve_app.settings import Settings
 
 __all__ = ["Plan", "engine", "planned", "prepared_models"]
 
@@ -24,15 +25,17 @@ class Plan:
 
     Attributes:
         source: the model's source.
+        max_len: most tokens of one sequence.
         form: form of its graph.
         precision: precision of its weights.
         backend: what computes.
     """
 
     source: str
+    max_len: int
     form: Form
     precision: str
-    backend: str
+    backend: BackendName
 
     @property
     def on_gpu(self) -> bool:
@@ -40,18 +43,20 @@ class Plan:
         return self.backend == "tensorrt"
 
 
-def planned(model: ModelSettings, backend: str) -> Plan:
+def planned(settings: Settings) -> Plan:
     """Return what the settings have served.
-
-    Args:
-        model: the settings of the model.
-        backend: what computes.
 
     Raises:
         ModelError: this machine can't run the form.
     """
-    form = "standard" if backend == "tensorrt" else chosen_form(model.precision, model.form)
-    return Plan(model.source, form, model.precision, backend)
+    model = settings.model
+    return Plan(
+        model.source,
+        settings.generator.max_len,
+        chosen_form(model.precision, model.form),
+        model.precision,
+        chosen_backend(settings),
+    )
 
 
 def prepared_models(home: Path, plan: Plan) -> Finding:
@@ -103,6 +108,10 @@ def _matching(models: tuple[PreparedModel, ...], plan: Plan) -> PreparedModel | 
         # A source that is a path is kept absolute, and one of the hub with its revision.
         same = made.source in (plan.source, str(Path(plan.source).expanduser().absolute()))
         same = same or made.source.startswith(f"{plan.source}@")
-        if same and (made.form, made.precision) == (plan.form, plan.precision) and model.whole:
+        same = same and (made.form, made.precision) == (plan.form, plan.precision)
+        if made.cache_length is not None:
+            length = min(plan.max_len, made.architecture.context_length)
+            same = same and made.cache_length == length
+        if same and model.whole:
             return model
     return None

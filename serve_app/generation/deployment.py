@@ -30,7 +30,7 @@ from serve_app.models.tokenizer_files import TOKENIZER_FILE
 from serve_app.routing.draining import when_draining
 from serve_app.routing.listening import listen_on_node_address
 from serve_app.routing.serving import served_model, tokenizer_info
-from serve_app.settings import GeneratorSettings, Settings
+from serve_app.settings import Settings
 from serve_app.telemetry import metrics
 
 __all__ = ["Generator"]
@@ -135,10 +135,9 @@ class Generator:
     def _load(self, settings: Settings) -> Engine:
         model = served_model(settings)
         info = tokenizer_info(model, settings)
-        wanted = settings.generator
         return Engine(
-            _backend(model, wanted),
-            EngineConfig.of(wanted, max_len=info.context_length),
+            _backend(model, settings),
+            EngineConfig.of(settings.generator, max_len=info.context_length),
             eos_token_ids=info.eos_token_ids,
             deliver=lambda frames: self._channels.deliver(frames),
         )
@@ -181,7 +180,8 @@ class Generator:
             await asyncio.sleep(GAUGES_EVERY_S)
 
 
-def _backend(model: PreparedModel, wanted: GeneratorSettings) -> Backend:
+def _backend(model: PreparedModel, settings: Settings) -> Backend:
+    wanted = settings.generator
     interface = model.manifest.interface
     if wanted.backend == "simulated":
         return SimulatedBackend.speaking(
@@ -189,7 +189,9 @@ def _backend(model: PreparedModel, wanted: GeneratorSettings) -> Backend:
             vocab_size=interface.vocab_size,
             context_length=interface.context_length,
         )
-    return open_backend(model, threads=wanted.threads or _own_cpus())
+    return open_backend(
+        model, threads=wanted.threads or _own_cpus(), engines=settings.model.engines
+    )
 
 
 def _own_cpus() -> int:

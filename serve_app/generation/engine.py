@@ -16,7 +16,7 @@ from serve_app.errors import (
     InvalidRequest,
     QueueFull,
 )
-from serve_app.generation.backends.base import Backend
+from serve_app.generation.backends.base import Backend, SamplingBackend
 from serve_app.generation.config import EngineConfig, EngineStats
 from serve_app.generation.engine_core import EngineCore
 from serve_app.generation.outbox import Deliver
@@ -40,13 +40,13 @@ class Engine:
 
     Args:
         backend: computes logits. The engine allocates its memory and is its only caller.
-        config: limits.
+        config: limits; a device may have memory for fewer slots.
         eos_token_ids: tokens that end a turn.
         deliver: called from the engine's thread at most once per step, with a frame for each
             subscriber that has anything in it. It must not block; if it raises, the engine dies.
 
     Raises:
-        ConfigError: `max_len` is beyond the model's context.
+        ConfigError: `max_len` is beyond the model's context, or a device has no memory for a slot.
     """
 
     def __init__(
@@ -63,6 +63,8 @@ class Engine:
                 f"{backend.context_length} tokens; lower generator.max_len."
             )
             raise ConfigError(msg)
+        if isinstance(backend, SamplingBackend):
+            config = backend.fitted(config)
         self.config = config
         self._vocab_size = backend.vocab_size
         self._eos_token_ids = eos_token_ids
@@ -209,9 +211,22 @@ class Engine:
                 self._core.step()
                 self._flush()
                 self._step_started = None
+        except GeneratorLost as error:
+            logger.exception("the backend is lost; its streams are handed back")
+            self._hand_back(error)
         except Exception as error:
             logger.exception("the engine's loop died")
             self._crash = error
+
+    def _hand_back(self, error: GeneratorLost) -> None:
+        """Take nothing more, and end all streams with an error that says to try elsewhere."""
+        with self._changed:
+            self._crash = error
+            submitted, self._submitted = self._submitted, []
+        for sequence in submitted:
+            self._core.add(sequence)
+        self._core.hand_back(error)
+        self._flush()
 
     def _wait_for_work(self) -> bool:
         """Take in what other threads have asked for; wait if that is nothing.

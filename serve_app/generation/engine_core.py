@@ -12,17 +12,18 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.errors import ParleyError
-from serve_app.generation.backends.base import Backend, Piece
+from serve_app.errors import GeneratorLost, ParleyError
+from serve_app.generation.backends.base import Backend, Piece, SamplingBackend
 from serve_app.generation.config import EngineConfig
 from serve_app.generation.drafts import Drafter
 from serve_app.generation.outbox import Deliver, Outbox
 from serve_app.generation.pace import Pace
 from serve_app.generation.prefix_cache import PrefixCache
-from serve_app.generation.sampling import sample
+from serve_app.generation.sampling import Sampled, sample
 from serve_app.generation.scheduler import Scheduler
 from serve_app.generation.sequence import Sequence
 from serve_app.generation.slots import Slots
+from serve_app.generation.steps_in_flight import StepsInFlight
 from serve_app.messages.generation import FinishReason
 
 __all__ = ["EngineCore"]
@@ -46,7 +47,8 @@ class EngineCore:
     """Drives a backend step by step.
 
     Args:
-        backend: computes logits; its memory is allocated here.
+        backend: computes logits, and chooses tokens if it is a `SamplingBackend`; its memory is
+            allocated here.
         config: limits.
         deliver: takes the frames, once a step, by subscriber.
 
@@ -92,6 +94,7 @@ class EngineCore:
         self.failures = 0
         self.failure: Exception | None = None
         self._backend = backend
+        self._ahead = StepsInFlight(backend) if isinstance(backend, SamplingBackend) else None
         self._pace = Pace(config.prompt_slowdown)
         self._drafter = Drafter(most=config.draft_tokens, most_rows=backend.draft_rows)
         self._outbox = Outbox()
@@ -117,13 +120,18 @@ class EngineCore:
 
         A failure of the backend ends the running sequences, not the engine; logits that are not
         numbers end their own sequence, and are such a failure only if the step computed no others.
+
+        Raises:
+            GeneratorLost: the backend can't go on.
         """
         started, prefilled, drafted = time.monotonic(), self.prefilled, self.drafted
         done = self.generated + prefilled
         decoding = 0
         self._sound_rows = self._broken_rows = 0
         try:
-            decoding = self._run()
+            decoding = self._run() if self._ahead is None else self._run_ahead(self._ahead)
+        except GeneratorLost:
+            raise
         except Exception as error:
             logger.exception("a step failed; its streams end with an error")
             self._count_failure(error)
@@ -169,6 +177,12 @@ class EngineCore:
         )
         self._ended.append(sequence)
 
+    def hand_back(self, error: GeneratorLost) -> None:
+        """End every sequence, in the queue too, so that somebody else may go on with it."""
+        self.prefixes.clear()
+        for sequence in [*self.scheduler.running(), *self.scheduler.waiting]:
+            self.end(sequence, FinishReason.ERROR, code=error.code, message=error.message)
+
     def flush(self) -> list[Sequence]:
         """Deliver what has come together since the last time; return the sequences that ended."""
         self._outbox.deliver(self._deliver)
@@ -185,16 +199,7 @@ class EngineCore:
         sequences = self.scheduler.decoding()
         if not plan and not sequences:
             return 0
-        pieces = [
-            Piece(
-                sequence.slot,
-                sequence.computed,
-                sequence.tokens[sequence.computed : sequence.computed + size],
-            )
-            for sequence, size in plan
-        ]
-        for sequence, size in plan:
-            sequence.computed += size
+        pieces = self._pieces(plan)
         tokens = np.array([sequence.newest for sequence in sequences], np.int64)
         lengths = np.array([sequence.computed for sequence in sequences], np.int32)
         prompt_tokens = sum(size for _, size in plan)
@@ -203,13 +208,45 @@ class EngineCore:
             Piece(sequence.slot, sequence.length, np.array(guess)) for sequence, guess in drafts
         ]
         logits = self._backend.step(pieces, tokens, lengths, guesses)
-        self.prefilled += prompt_tokens
-        for sequence, _ in plan:
-            if sequence is not self.scheduler.prefilling:
-                self._keep_prefix(sequence)
+        self._keep_prompts(plan)
         if sequences:
             self._say(sequences, drafts, logits)
         return len(sequences)
+
+    def _run_ahead(self, ahead: StepsInFlight) -> int:
+        """Begin what `_run` would do, then take in the tokens of the step before.
+
+        Returns:
+            How many decode.
+        """
+        plan = self._plan()
+        sequences = self.scheduler.decoding()
+        if all(ahead.fills(sequence) for sequence in sequences):
+            sequences = []  # what is in flight ends them all
+        if plan or sequences:
+            ahead.begin(self._pieces(plan), sequences)
+            self._keep_prompts(plan)
+        else:
+            ahead.settle()
+        while ahead.due:
+            self._take(*ahead.end())
+        return len(sequences)
+
+    def _pieces(self, plan: list[tuple[Sequence, int]]) -> list[Piece]:
+        """Return the tokens that a plan names, which count as computed from now on."""
+        pieces = []
+        for sequence, size in plan:
+            start, end = sequence.computed, sequence.computed + size
+            pieces.append(Piece(sequence.slot, start, sequence.tokens[start:end]))
+            sequence.computed = end
+        return pieces
+
+    def _keep_prompts(self, plan: list[tuple[Sequence, int]]) -> None:
+        """Count the prompts' tokens of a plan, and keep those that are done."""
+        self.prefilled += sum(size for _, size in plan)
+        for sequence, _ in plan:
+            if sequence is not self.scheduler.prefilling:
+                self._keep_prefix(sequence)
 
     def _draft(
         self, sequences: list[Sequence], prompt_tokens: int
@@ -283,10 +320,14 @@ class EngineCore:
         return plan
 
     def _accept(self, sequences: list[Sequence], logits: NDArray[np.float32]) -> None:
-        """Sample and append a token of each, and end the sequences that are done, or got none."""
+        """Sample a token of each, behind the newest one, which is computed now; see `_take`."""
         sampled = sample(logits, [sequence.sampler for sequence in sequences])
         for sequence in sequences:
             sequence.computed += 1
+        self._take(sequences, sampled)
+
+    def _take(self, sequences: list[Sequence], sampled: Sampled) -> None:
+        """Append a token to each, and end the sequences that are done, or got none."""
         now = time.monotonic()
         self._sound_rows += len(sequences) - len(sampled.broken)
         self._broken_rows += len(sampled.broken)

@@ -50,6 +50,11 @@ class Penalties:
             or params.frequency_penalty != 0.0
         )
 
+    @property
+    def spoken(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The tokens that were seen, and how often each is in the output."""
+        return self._tokens[: len(self._place)], self._counts[: len(self._place)]
+
     def add(self, token: int) -> None:
         """Count one more token of the output."""
         place = self._place.setdefault(token, len(self._place))

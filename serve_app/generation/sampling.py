@@ -114,16 +114,37 @@ class Sampler:
         if self._penalties is not None:
             self._penalties.apply(row)
 
-    def uniform(self) -> float:
+    @property
+    def stops(self) -> NDArray[np.int64]:
+        """The stop tokens, ascending."""
+        return self._stops
+
+    @property
+    def bias(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Tokens and what is added to their logits; a token may be there twice."""
+        return self._bias or (np.empty(0, np.int64), np.empty(0, np.float32))
+
+    @property
+    def spoken(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Tokens that the penalties look at, and how often each is in the output; none without penalties."""
+        if self._penalties is None:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        return self._penalties.spoken
+
+    def uniform(self, ahead: int = 0) -> float:
         """Return the random number in [0, 1) that belongs to the next token.
 
         It is a function of seed and position and nothing else, so that a sequence that moves to
         another replica, or shares its batch with others, goes on as it would have. Source:
         SplitMix64 (Steele, Lea and Flood 2014), started from the mixed seed, because callers hand
         out neighbouring seeds and the plain one lets streams overlap.
+
+        Args:
+            ahead: how many tokens after the next one.
         """
         start = _mix(self.params.seed & _MASK)
-        return (_mix((start + (self.position + 1) * _GOLDEN) & _MASK) >> 11) * 2.0**-53
+        place = self.position + ahead + 1
+        return (_mix((start + place * _GOLDEN) & _MASK) >> 11) * 2.0**-53
 
     def advance(self, token: int) -> None:
         """Take note that the token was chosen."""

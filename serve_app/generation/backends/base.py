@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Backend", "Piece"]
+from serve_app.generation.config import EngineConfig
+from serve_app.generation.sampling import Sampler
+
+__all__ = ["Backend", "Choice", "Chosen", "Piece", "SamplingBackend"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,4 +107,87 @@ class Backend(Protocol):
 
     def load(self, blocks: Sequence[int], slot: int) -> None:
         """Copy blocks, one behind the other, to the start of a slot."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """One sequence's next token, to be chosen from the logits behind its newest one.
+
+    Attributes:
+        sampler: how.
+        ahead: tokens that were chosen and that the sampler has yet to be told of.
+        token: the newest token; without meaning where `ahead` isn't 0, for then only the backend knows.
+        length: tokens that the slot holds before it.
+    """
+
+    sampler: Sampler
+    ahead: int
+    token: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """What came of a step.
+
+    Attributes:
+        tokens: ids, [n]; without meaning in the rows that are named below.
+        broken: rows that were no finite numbers when the model had computed them.
+        overflowed: rows that the request's own penalties and biases made infinite.
+        unsampled: rows that the backend doesn't choose for, ascending.
+        logits: of those, [rows, vocab]; the caller's to overwrite until the next call.
+    """
+
+    tokens: NDArray[np.int64]
+    broken: frozenset[int]
+    overflowed: frozenset[int]
+    unsampled: tuple[int, ...]
+    logits: NDArray[np.float32]
+
+
+@runtime_checkable
+class SamplingBackend(Backend, Protocol):
+    """A backend that chooses tokens itself, so that a step can begin before the last one's are read.
+
+    Steps that were enqueued and not collected are *in flight*. All calls but `collect` return before
+    their work is done, and each sees what the ones before it will have written.
+
+    Attributes:
+        depth: most steps in flight.
+    """
+
+    @property
+    def depth(self) -> int: ...  # noqa: D102
+
+    def fitted(self, config: EngineConfig) -> EngineConfig:
+        """Return limits that the device has memory for: these, or the same with fewer slots.
+
+        Raises:
+            ConfigError: there is no room for one slot.
+        """
+        ...
+
+    def samples(self, sampler: Sampler) -> bool:
+        """Tell whether it chooses for a sampler; else it hands out logits."""
+        ...
+
+    def enqueue(self, prompts: Sequence[Piece], choices: Sequence[Choice]) -> None:
+        """Begin a step: pieces of prompts, then the next token of the sequences in slots 0 to n - 1.
+
+        Args:
+            prompts: as in `step`.
+            choices: one per slot. Those that the backend doesn't choose for have nothing in flight.
+
+        Raises:
+            GeneratorLost: the device failed.
+        """
+        ...
+
+    def collect(self) -> Chosen:
+        """Wait for the oldest step in flight, and return what came of it.
+
+        Raises:
+            GeneratorLost: the device failed.
+        """
         ...

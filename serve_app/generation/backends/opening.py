@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from serve_app.errors import ModelError
+from pathlib import Path
+
+from serve_app.generation.backends.base import Backend
 from serve_app.generation.backends.native import NativeBackend
 from serve_app.generation.backends.onnxruntime import OnnxRuntimeBackend
 from serve_app.models.store import PreparedModel
@@ -10,22 +12,25 @@ from serve_app.models.store import PreparedModel
 __all__ = ["open_backend"]
 
 
-def open_backend(model: PreparedModel, *, threads: int) -> NativeBackend | OnnxRuntimeBackend:
+def open_backend(model: PreparedModel, *, threads: int, engines: Path | None = None) -> Backend:
     """Load a prepared model into the backend for its graph's form.
 
     Args:
         model: the model.
-        threads: threads that compute, at least 1.
+        threads: threads that compute on a CPU, at least 1.
+        engines: folder that machines share TensorRT engines through; None looks beside the model.
 
     Raises:
-        ModelError: nothing here runs the form, or the graph can't be loaded.
+        ModelError: the graph can't be loaded.
+        GpuUnavailable: it has the standard form, and there is no GPU.
+        TensorRTUnavailable: it has, and TensorRT or torch's part for GPUs is missing.
+        TensorRTEngineError: it has, and there is no engine of it for this GPU.
     """
     manifest = model.manifest
     if manifest.form == "standard":
-        msg = (
-            f"{model.path.name} has the standard form, which is for TensorRT on a GPU; prepare the "
-            "model in the cpu form, with `parley model prepare --form cpu`, to run it here."
-        )
-        raise ModelError(msg)
+        # torch and TensorRT are there on GPU machines alone.
+        from serve_app.generation.backends.tensorrt.opening import open_tensorrt
+
+        return open_tensorrt(model, engines)
     kind = NativeBackend if manifest.form == "native" else OnnxRuntimeBackend
     return kind(model.path, manifest.interface, threads=threads)

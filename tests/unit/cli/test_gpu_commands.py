@@ -49,7 +49,7 @@ def test_the_doctor_fails_where_the_model_cannot_be_served(parley: Parley) -> No
     shown = parley("doctor", PARLEY_MODEL_PRECISION="fp16")
     assert shown.returncode == 1
     assert "This machine can't serve it as it is." in shown.stdout
-    assert "Set model.form to null" in shown.stdout
+    assert "`parley model build`" in shown.stdout
 
 
 @pytest.fixture

@@ -38,11 +38,8 @@ def cuda_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", lambda _: "2.13.0")
 
 
-def settings(*, backend: str = "onnxruntime", **model: object) -> Settings:
-    plain = Settings.load({"model": model})
-    # A backend that is checked where it is read, whatever the settings offer.
-    generator = plain.generator.model_copy(update={"backend": backend})
-    return plain.model_copy(update={"generator": generator})
+def settings(*, max_len: int = 2048, **model: object) -> Settings:
+    return Settings.load({"model": model, "generator": {"max_len": max_len}})
 
 
 def no_driver() -> Driver:
@@ -90,7 +87,7 @@ def test_a_machine_without_a_gpu_serves_on_its_processor(tmp_path: Path) -> None
 
 
 def test_what_a_gpu_backend_lacks_is_missing_with_what_to_do(tmp_path: Path) -> None:
-    seen = look(tmp_path, settings(backend="tensorrt", precision="fp16"))
+    seen = look(tmp_path, settings(precision="fp16"))
     assert not seen.can_serve
     assert seen.plan is not None
     assert (seen.plan.form, seen.plan.precision) == ("standard", "fp16")
@@ -115,7 +112,7 @@ def test_a_gpu_with_an_engine_can_serve(tmp_path: Path) -> None:
 
     home = tmp_path / "home"
     write_folder(tmp_path / "tiny")
-    wanted = settings(backend="tensorrt", source=str(tmp_path / "tiny"), precision="fp16")
+    wanted = settings(max_len=64, source=str(tmp_path / "tiny"), precision="fp16")
     model = ModelStore(home).prepare(
         str(tmp_path / "tiny"), precision="fp16", form="standard", cache_length=64
     )
@@ -154,7 +151,7 @@ def test_a_gpu_with_an_engine_can_serve(tmp_path: Path) -> None:
 def test_a_gpu_that_is_too_old_is_told_apart(
     tmp_path: Path, found: Driver, name: str, advice: str
 ) -> None:
-    wanted = line(look(tmp_path, settings(backend="tensorrt", precision="fp16"), found), name)
+    wanted = line(look(tmp_path, settings(precision="fp16"), found), name)
     assert wanted.state == "missing"
     assert advice in wanted.advice
     assert line(look(tmp_path, settings(), found), name).state == "optional"
@@ -163,7 +160,7 @@ def test_a_gpu_that_is_too_old_is_told_apart(
 def test_a_build_of_torch_without_cuda_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = settings(backend="tensorrt", precision="fp16")
+    wanted = settings(precision="fp16")
     monkeypatch.setattr(metadata, "version", lambda _: "2.13.0+cpu")
     found = line(look(tmp_path, wanted, driver()), "PyTorch")
     assert (found.state, found.found) == ("missing", "2.13.0+cpu")
@@ -171,10 +168,38 @@ def test_a_build_of_torch_without_cuda_is_noticed(
     assert "parley[gpu]" in line(look(tmp_path, wanted, driver()), "PyTorch").advice
 
 
-def test_the_standard_form_is_not_for_a_processor(tmp_path: Path) -> None:
-    seen = look(tmp_path, settings(precision="fp16"))
-    assert not seen.can_serve
-    assert "model.form" in line(seen, "form").advice
+@pytest.mark.parametrize(
+    ("model", "backend"),
+    [
+        ({"precision": "int8", "form": "standard"}, "tensorrt"),
+        ({"precision": "bf16"}, "tensorrt"),
+        ({"precision": "int8", "form": "cpu"}, "onnxruntime"),
+        ({"precision": "int8"}, "onnxruntime"),
+    ],
+)
+def test_the_form_decides_what_computes(
+    tmp_path: Path, model: dict[str, str], backend: str
+) -> None:
+    seen = look(tmp_path, settings(**model))
+    assert seen.plan is not None
+    assert seen.plan.backend == backend
+    assert seen.can_serve == (backend == "onnxruntime")
+
+
+@pytest.mark.usefixtures("cuda_torch")
+def test_a_model_with_slots_of_another_length_is_another_model(tmp_path: Path) -> None:
+    write_folder(tmp_path / "tiny")
+    source = str(tmp_path / "tiny")
+    model = ModelStore(tmp_path).prepare(source, precision="fp16", cache_length=32)
+    advice = {
+        length: line(
+            look(tmp_path, settings(max_len=length, source=source, precision="fp16"), driver()),
+            "engine",
+        ).advice
+        for length in (32, 64)
+    }
+    assert str(model.path) in advice[32]
+    assert str(model.path) not in advice[64]
 
 
 @pytest.mark.parametrize(

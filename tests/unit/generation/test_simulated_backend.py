@@ -78,4 +78,4 @@ def test_noise_is_refused_under_another_name() -> None:
             Settings.load({"generator": {"backend": "simulated"}, "model": {"name": name}})
     named = Settings.load({"generator": {"backend": "simulated"}, "model": {"name": "simulated"}})
     assert named.generator.backend == "simulated"
-    assert Settings.load().generator.backend == "onnxruntime"
+    assert Settings.load().generator.backend == "auto"

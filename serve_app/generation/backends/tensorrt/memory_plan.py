@@ -1,0 +1,82 @@
+"""What the engine takes of a GPU's memory, reckoned before anything is taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from serve_app.errors import ConfigError
+from serve_app.models.decoder_interface import DecoderInterface
+
+__all__ = ["SAMPLING_BYTES", "MemoryPlan"]
+
+SAMPLING_BYTES = 9
+"""Per slot and token of the vocabulary: a bias, a count, and whether it is a stop token."""
+
+# Choosing tokens makes copies of the logits while it runs: sorted, summed, and what they came from.
+_SCRATCH_BYTES = 48
+# For CUDA's own needs and captured graphs; what is left over stays free.
+_RESERVE_PART = 0.05
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Memory by what it is for, in bytes. Weights are no part of it: they are there already.
+
+    Attributes:
+        slot: of one slot: K/V, logits, and the state of choosing tokens.
+        fixed: of everything that doesn't depend on the number of slots.
+        free: what there is.
+    """
+
+    slot: int
+    fixed: int
+    free: int
+
+    @classmethod
+    def of(
+        cls,
+        interface: DecoderInterface,
+        *,
+        blocks: int,
+        block_tokens: int,
+        activations: int,
+        free: int,
+    ) -> MemoryPlan:
+        """Reckon.
+
+        Args:
+            interface: of a graph in the standard form.
+            blocks: pieces of prefixes.
+            block_tokens: tokens of one.
+            activations: what the engine's contexts work in.
+            free: what there is once the weights are loaded.
+        """
+        logits = interface.vocab_size * 4
+        return cls(
+            slot=interface.context_length * interface.token_bytes
+            + logits
+            + interface.vocab_size * (SAMPLING_BYTES + _SCRATCH_BYTES),
+            fixed=activations
+            + blocks * block_tokens * interface.token_bytes
+            + logits
+            + int(_RESERVE_PART * free),
+            free=free,
+        )
+
+    def slots(self, wanted: int) -> int:
+        """Return how many slots there will be: those wanted, or fewer where memory is short.
+
+        Raises:
+            ConfigError: there is no room for one.
+        """
+        room = max(0, (self.free - self.fixed) // self.slot)
+        if room:
+            return min(wanted, room)
+        msg = (
+            f"The GPU has {self.free / _GIB:.2f} GiB free beside the model's weights. One slot takes "
+            f"{self.slot / _GIB:.2f} GiB, and everything but slots {self.fixed / _GIB:.2f} GiB: lower "
+            "generator.prefix_cache_mb, prepare the model with a smaller --cache-length, or free memory "
+            "on the GPU."
+        )
+        raise ConfigError(msg, param="generator.slots")

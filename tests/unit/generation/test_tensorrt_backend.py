@@ -1,0 +1,253 @@
+"""The TensorRT backend on a simulated device: opening, memory, batch sizes, and a device that fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from backends_under_contract import (
+    CHUNK,
+    CONTEXT,
+    build,
+    open_tensorrt,
+    simulated_device,
+    standard_interface,
+)
+from engine_driver import config, request, running
+from tiny_checkpoints import write_folder
+
+from serve_app.errors import ConfigError, GeneratorLost, Overloaded, TensorRTUnavailable
+from serve_app.generation.backends.base import SamplingBackend
+from serve_app.generation.backends.opening import open_backend
+from serve_app.generation.backends.tensorrt import opening
+from serve_app.generation.backends.tensorrt.buckets import batch_buckets, bucket_of
+from serve_app.generation.backends.tensorrt.memory_plan import MemoryPlan
+from serve_app.generation.backends.tensorrt.simulated_device import SimulatedDevice
+from serve_app.gpu.driver import Gpu
+from serve_app.messages.generation import FinishReason
+from serve_app.models.engine_build.compiler import BuildRequest, PhaseListener
+from serve_app.models.engine_build.machine import Machine
+from serve_app.models.engine_build.model_engine import build_model_engine
+from serve_app.models.engine_build.options import BuildOptions
+from serve_app.models.engine_build.profiles import decoder_profiles
+from serve_app.models.store import ModelStore, PreparedModel
+
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("decoders") / "standard", "standard")
+
+
+@pytest.mark.parametrize(
+    ("slots", "sizes"),
+    [
+        (1, (1,)),
+        (2, (1, 2)),
+        (3, (1, 2, 3)),
+        (8, (1, 2, 4, 8)),
+        (20, (1, 2, 4, 8, 16, 20)),
+        (32, (1, 2, 4, 8, 16, 24, 32)),
+    ],
+)
+def test_batch_sizes_end_with_all_slots(slots: int, sizes: tuple[int, ...]) -> None:
+    assert batch_buckets(slots) == sizes
+
+
+@pytest.mark.parametrize("slots", [1, 5, 16, 33, 64])
+def test_every_batch_takes_the_next_size(slots: int) -> None:
+    buckets = batch_buckets(slots)
+    for batch in range(1, slots + 1):
+        size = bucket_of(buckets, batch)
+        assert size >= batch
+        assert all(other < batch for other in buckets if other < size)
+
+
+def plan(*, free: int = GIB, blocks: int = 0, activations: int = 0) -> MemoryPlan:
+    return MemoryPlan.of(
+        standard_interface(), blocks=blocks, block_tokens=16, activations=activations, free=free
+    )
+
+
+def test_a_slot_is_its_keys_and_values_its_logits_and_its_choices() -> None:
+    interface = standard_interface()
+    kv = 2 * interface.layers * interface.kv_heads * CONTEXT * interface.head_dim * 4
+    per_token = (plan().slot - kv) / interface.vocab_size
+    # Logits, biases and counts have 4 bytes, a stop token's mark has one; the rest is for sorting.
+    assert per_token == 4 + 4 + 4 + 1 + 48
+
+
+def test_blocks_and_activations_are_counted_once_whatever_the_slots() -> None:
+    interface = standard_interface()
+    more = plan(blocks=10, activations=1000).fixed - plan().fixed
+    assert more == 1000 + 10 * 16 * interface.token_bytes
+
+
+def test_slots_are_those_wanted_or_as_many_as_there_is_room_for() -> None:
+    small = plan()
+    room = MemoryPlan(slot=small.slot, fixed=1000, free=1000 + 3 * small.slot + 1)
+    assert [room.slots(wanted) for wanted in (1, 3, 4, 100)] == [1, 3, 3, 3]
+
+
+@pytest.mark.parametrize("free", [0, 1000, 50_000])
+def test_a_gpu_without_room_for_a_slot_is_refused_with_what_to_change(free: int) -> None:
+    with pytest.raises(ConfigError, match=r"generator\.prefix_cache_mb.*--cache-length") as refused:
+        plan(free=free).slots(1)
+    assert refused.value.param == "generator.slots"
+
+
+def test_an_engine_takes_no_more_memory_than_was_reckoned(folder: Path) -> None:
+    device = simulated_device(activation_bytes=4096)
+    backend = open_tensorrt(folder, device)
+    before = device.free_bytes()
+    backend.allocate(slots=6, max_len=CONTEXT, blocks=4, block_tokens=16)
+    reckoned = plan(free=before, blocks=4, activations=2 * 4096)
+    assert before - device.free_bytes() <= reckoned.fixed + 6 * reckoned.slot
+
+
+def test_slots_that_do_not_fit_are_left_out_and_the_rest_serves(folder: Path) -> None:
+    need = plan(free=0, activations=2 << 20)
+    free = int((need.fixed + 3.5 * need.slot) / 0.95)
+    backend = open_tensorrt(folder, simulated_device(memory_bytes=free))
+    limits = {"prefix_cache_bytes": 0, "max_len": CONTEXT, "max_cached_tokens": 1024}
+    with running(backend, slots=6, **limits) as (engine, listener):
+        assert engine.stats().slots == 3
+        asked = [request(max_tokens=5, seed=number) for number in range(5)]
+        for each in asked:
+            engine.submit(each)
+        assert [len(listener.reply(each)) for each in asked] == [5] * 5
+
+
+def test_an_engine_for_fewer_slots_bounds_them(folder: Path) -> None:
+    backend = open_tensorrt(folder, simulated_device(slots=2))
+    assert backend.fitted(config(slots=6)).slots == 2
+    assert backend.fitted(config(slots=1)).slots == 1
+    with pytest.raises(ConfigError, match=r"room for 2 slots.*`parley model build`"):
+        backend.allocate(slots=3, max_len=CONTEXT, blocks=0, block_tokens=16)
+
+
+def test_a_longer_sequence_than_a_slot_holds_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"lower generator\.max_len"):
+        open_tensorrt(folder).allocate(slots=1, max_len=CONTEXT + 1, blocks=0, block_tokens=16)
+
+
+@pytest.mark.parametrize("after", [0, 1, 7, 40])
+def test_a_device_that_fails_ends_every_stream_and_the_replicas_health(
+    folder: Path, after: int
+) -> None:
+    device = simulated_device()
+    backend = open_tensorrt(folder, device)
+    with running(backend, slots=2, max_len=CONTEXT, max_cached_tokens=1024) as (engine, listener):
+        engine.check(stall_timeout_s=30.0)
+        first = request(max_tokens=120)
+        engine.submit(first)
+        listener.wait_for(lambda: len(listener.tokens[first.stream]) >= 3)
+        # Two run and one waits: all of them are handed back.
+        others = [request(max_tokens=120), request(max_tokens=120)]
+        device.fail_at = device.launched + after
+        for each in others:
+            engine.submit(each)
+        for each in (first, *others):
+            end = listener.end_of(each)
+            assert (end.reason, end.error_code) == (FinishReason.ERROR, "generator_lost")
+            assert end.error_message is not None
+            assert "the simulated device failed" in end.error_message
+            assert "try again" in end.error_message
+        with pytest.raises(GeneratorLost):
+            engine.check(stall_timeout_s=30.0)
+        with pytest.raises(Overloaded):
+            engine.submit(request())
+
+
+def test_what_was_said_before_the_failure_is_what_the_model_says(folder: Path) -> None:
+    whole = request(max_tokens=60)
+    with running(open_tensorrt(folder), max_len=CONTEXT) as (engine, listener):
+        engine.submit(whole)
+        reply = listener.reply(whole)
+    device = simulated_device()
+    lost = request(max_tokens=60)
+    with running(open_tensorrt(folder, device), max_len=CONTEXT) as (engine, listener):
+        device.fail_at = device.launched + 60
+        engine.submit(lost)
+        said = listener.reply(lost)
+    assert 0 < len(said) < 60
+    assert said == reply[: len(said)]
+
+
+def test_a_device_that_fails_at_the_start_is_lost_at_once(folder: Path) -> None:
+    device = simulated_device()
+    device.fail_at = 0
+    with pytest.raises(GeneratorLost, match="the simulated device failed"):
+        open_tensorrt(folder, device).allocate(slots=2, max_len=CONTEXT, blocks=0, block_tokens=16)
+
+
+class CopyingCompiler:
+    """A TensorRT whose plan is the graph with its weights, which the simulated device loads."""
+
+    version = "11.4.0.106"
+
+    def build(self, request: BuildRequest, listener: PhaseListener) -> bytes:
+        onnx.save(onnx.load(request.graph), request.plan)
+        return b""
+
+    def refit(self, plan: Path, graph: Path, refitted: Path) -> None:
+        raise AssertionError
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedModel:
+    """A model with an engine, on a machine whose GPU is simulated."""
+    write_folder(tmp_path / "tiny")
+    model = ModelStore(tmp_path / "home").prepare(
+        str(tmp_path / "tiny"), precision="fp32", form="standard", cache_length=CONTEXT
+    )
+    machine = Machine(Gpu("simulated", (9, 0), GIB), CopyingCompiler())
+    monkeypatch.setattr(opening, "open_machine", lambda: machine)
+    build_model_engine(
+        model,
+        machine,
+        slots=3,
+        prefill_chunk=CHUNK,
+        options=BuildOptions(version_compatible=True),
+        store=tmp_path / "engines",
+        home=tmp_path / "home",
+    )
+    return model
+
+
+def test_a_standard_model_with_an_engine_opens_on_the_gpu(
+    served: PreparedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed = []
+
+    def open_device(*, host_code: bool) -> SimulatedDevice:
+        allowed.append(host_code)
+        profiles = decoder_profiles(served.manifest.interface, slots=3, prefill_chunk=CHUNK)
+        return SimulatedDevice(profiles)
+
+    monkeypatch.setattr(opening, "_open_device", open_device)
+    backend = open_backend(served, threads=1, engines=tmp_path / "engines")
+    assert isinstance(backend, SamplingBackend)
+    assert allowed == [True]  # a version compatible plan holds code of its own
+    cpu = ModelStore(tmp_path / "home").prepare(
+        str(tmp_path / "tiny"), precision="fp32", form="cpu"
+    )
+    on_cpu = open_backend(cpu, threads=1)
+    said = []
+    for each in (backend, on_cpu):
+        asked = request(tuple(range(5, 30)), max_tokens=20)
+        with running(each, slots=3, max_len=64, prefix_block=16) as (engine, listener):
+            engine.submit(asked)
+            said.append(listener.reply(asked))
+    assert said[0] == said[1]
+    assert len(said[0]) == 20
+
+
+def test_a_torch_that_knows_no_gpu_is_refused(
+    served: PreparedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(TensorRTUnavailable, match=r"can't use the GPU: install .*parley\[gpu\]"):
+        open_backend(served, threads=1, engines=tmp_path / "engines")
