@@ -17,7 +17,7 @@ import httpx
 from load.http_client import RequestFailed
 from serve_app.cluster.ports import free_ports
 from serve_app.errors import ConfigError
-from serve_app.models.gguf_checkpoint import bundled_model
+from serve_app.models.bundled import bundled_model
 
 __all__ = ["LlamaCpp", "llama_server"]
 

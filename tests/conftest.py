@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from serve_app.models.bundled import bundled_model
 from serve_app.models.decoder_interface import Form
-from serve_app.models.gguf_checkpoint import GgufCheckpoint, bundled_model
+from serve_app.models.gguf_checkpoint import GgufCheckpoint
 from serve_app.models.precision.base import PrecisionName
 from serve_app.models.store import ModelStore, PreparedModel
 

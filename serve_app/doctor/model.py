@@ -11,7 +11,7 @@ from serve_app.errors import ParleyError
 from serve_app.models.decoder_interface import Form
 from serve_app.models.engine_build.engine_manifest import EngineEnvironment, GpuArchitecture
 from serve_app.models.engine_build.model_engine import find_model_engine
-from serve_app.models.preparation import chosen_form
+from serve_app.models.recipe import chosen_form
 from serve_app.models.store import ModelStore, PreparedModel
 from serve_app.routing.serving import BackendName, chosen_backend
 from serve_app.settings import Settings

@@ -194,7 +194,8 @@ class Engine:
                 `stall_timeout_s` seconds, or one step after the other fails.
         """
         if self._crash is not None or not self._thread.is_alive():
-            msg = "The engine's thread is not running; this replica has to be replaced."
+            why = f" ({self._crash})" if self._crash else ""
+            msg = f"The engine's thread is not running{why}; this replica has to be replaced."
             raise GeneratorLost(msg) from self._crash
         started = self._step_started
         if started is not None and (took := time.monotonic() - started) > stall_timeout_s:
@@ -219,13 +220,13 @@ class Engine:
             self._crash = error
 
     def _hand_back(self, error: GeneratorLost) -> None:
-        """Take nothing more, and end all streams with an error that says to try elsewhere."""
+        """Take nothing more, and give all streams back, for another generator to go on with them."""
         with self._changed:
             self._crash = error
             submitted, self._submitted = self._submitted, []
         for sequence in submitted:
             self._core.add(sequence)
-        self._core.hand_back(error)
+        self._core.hand_back()
         self._flush()
 
     def _wait_for_work(self) -> bool:

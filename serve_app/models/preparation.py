@@ -10,8 +10,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from serve_app.errors import ModelError
-from serve_app.kernels import library
 from serve_app.models.checkpoint import Checkpoint, Progress
 from serve_app.models.decoder_graph import build_decoder
 from serve_app.models.decoder_interface import Form
@@ -24,12 +22,9 @@ from serve_app.models.manifest import (
     tool_versions,
 )
 from serve_app.models.precision.base import PrecisionName
-from serve_app.models.precision.named import forms_with
+from serve_app.models.recipe import Recipe
 
-__all__ = ["DEFAULT_CACHE_LENGTH", "Preparation", "chosen_form", "flush"]
-
-DEFAULT_CACHE_LENGTH = 2048
-"""Tokens of a slot in a standard graph, unless somebody says otherwise or the context is shorter."""
+__all__ = ["Preparation", "flush"]
 
 # Tokenizer, graph and manifest, and some air: a disk should not be filled to its last byte.
 _RESERVE = 64 << 20
@@ -59,21 +54,17 @@ class Preparation:
         Args:
             checkpoint: where weights and tokenizer come from.
             precision: precision of the weights.
-            form: form of the decoder graph, or None; see `chosen_form`.
-            cache_length: tokens of a slot in the standard form, at most the model's context; None
-                takes `DEFAULT_CACHE_LENGTH`.
+            form: form of the decoder graph, or None; see `Recipe.of`.
+            cache_length: tokens of a slot in the standard form, or None; see `Recipe.of`.
 
         Raises:
             ModelError: this machine can't run the form.
         """
+        self._recipe = Recipe.of(precision, form, cache_length)
         self.checkpoint = checkpoint
         self.precision = precision
-        self.form = chosen_form(precision, form)
-        self.cache_length: int | None = None
-        if self.form == "standard":
-            self.cache_length = min(
-                cache_length or DEFAULT_CACHE_LENGTH, checkpoint.architecture.context_length
-            )
+        self.form = self._recipe.form
+        self.cache_length = self._recipe.cache_length_for(checkpoint.architecture)
         self.sources = tuple(SourceFile.of(path) for path in checkpoint.files)
 
     def yields(
@@ -91,11 +82,8 @@ class Preparation:
             sha256: hash of the sources that it must have been built from, or None.
         """
         return (
-            manifest.is_current
+            self._recipe.made(manifest)
             and manifest.architecture == self.checkpoint.architecture
-            and manifest.form == self.form
-            and manifest.precision == self.precision
-            and manifest.cache_length == self.cache_length
             and (sources is None or manifest.source_files == sources)
             and (sha256 is None or manifest.source_sha256 == sha256)
         )
@@ -170,26 +158,6 @@ class Preparation:
         )
         manifest.write(directory)
         return manifest
-
-
-def chosen_form(precision: PrecisionName, wanted: Form | None) -> Form:
-    """Return the form to prepare: what is wanted, else the fastest that has the precision.
-
-    Raises:
-        ModelError: this machine can't run the form.
-    """
-    if wanted is None:
-        forms = forms_with(precision)
-        if "native" in forms and library.available():
-            return "native"
-        return "cpu" if "cpu" in forms else "standard"
-    if wanted == "native" and library.level() is None:
-        msg = (
-            "Parley's own operators aren't compiled here, and the native form is made of them: "
-            "install Parley again, or set model.form to cpu."
-        )
-        raise ModelError(msg)
-    return wanted
 
 
 def flush(directory: Path) -> None:

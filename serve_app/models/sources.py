@@ -6,15 +6,26 @@ import re
 from pathlib import Path
 
 from serve_app.errors import ModelError
+from serve_app.models.bundled import BUNDLED, bundled_model
 from serve_app.models.checkpoint import Checkpoint, Progress, no_progress
-from serve_app.models.gguf_checkpoint import GgufCheckpoint, bundled_model
-from serve_app.models.safetensors_checkpoint import SafetensorsCheckpoint
 
-__all__ = ["BUNDLED", "open_checkpoint"]
+__all__ = ["gguf_file_of", "open_checkpoint"]
 
-BUNDLED = "bundled"
+_GGUF = ".gguf"
 
 _HUB_NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
+
+
+def gguf_file_of(source: str) -> Path | None:
+    """Return the one file that a source names, or None where it names anything else.
+
+    Raises:
+        ModelError: the bundled model is not installed.
+    """
+    if source == BUNDLED:
+        return bundled_model()
+    path = Path(source).expanduser().absolute()
+    return path if path.suffix.lower() == _GGUF and path.is_file() else None
 
 
 def open_checkpoint(
@@ -31,24 +42,27 @@ def open_checkpoint(
     Raises:
         ModelError: there is no such model, or it can't be read or reached.
     """
-    if source == BUNDLED:
-        return GgufCheckpoint(bundled_model(), source=BUNDLED)
+    # Readers are imported late, like the hub's client: whoever serves a model that is prepared
+    # already needs none of them.
+    if file := gguf_file_of(source):
+        from serve_app.models.gguf_checkpoint import GgufCheckpoint
+
+        return GgufCheckpoint(file, source=BUNDLED if source == BUNDLED else None)
+    from serve_app.models.safetensors_checkpoint import SafetensorsCheckpoint
+
     path = Path(source).expanduser().absolute()
     if path.is_dir():
         return SafetensorsCheckpoint(path)
     if path.is_file():
-        if path.suffix.lower() != ".gguf":
-            msg = f"{path} is neither a .gguf file nor a folder of safetensors."
-            raise ModelError(msg)
-        return GgufCheckpoint(path)
+        msg = f"{path} is neither a .gguf file nor a folder of safetensors."
+        raise ModelError(msg)
     match = _HUB_NAME.fullmatch(source)
-    if match is None or path.suffix.lower() in (".gguf", ".safetensors"):
+    if match is None or path.suffix.lower() in (_GGUF, ".safetensors"):
         msg = (
             f"There is no model at {source}; name `{BUNDLED}`, a .gguf file, a folder of "
             "safetensors, or a hub name like org/name."
         )
         raise ModelError(msg)
-    # Imported late: whoever serves a model that is on the disk needs no client of the hub.
     from serve_app.models.hub import download
 
     repository = match["repository"]

@@ -20,10 +20,11 @@ from pathlib import Path
 from serve_app.errors import ModelError
 from serve_app.models.checkpoint import Progress, no_progress
 from serve_app.models.decoder_interface import Form
-from serve_app.models.manifest import MANIFEST_FILE, Manifest, sha256_of
+from serve_app.models.manifest import MANIFEST_FILE, Manifest, SourceFile, sha256_of
 from serve_app.models.precision.base import PrecisionName
 from serve_app.models.preparation import Preparation, flush
-from serve_app.models.sources import open_checkpoint
+from serve_app.models.recipe import Recipe
+from serve_app.models.sources import gguf_file_of, open_checkpoint
 
 __all__ = ["ModelStore", "PreparedModel"]
 
@@ -140,14 +141,17 @@ class ModelStore:
             ModelError: the source can't be read, is not supported, or the disk is too small.
                 Nothing half-written is left.
         """
-        checkpoint = open_checkpoint(source, downloads=self._downloads, progress=progress)
-        preparation = Preparation(
-            checkpoint, precision=precision, form=form, cache_length=cache_length
-        )
 
         def usable(model: PreparedModel) -> bool:
             return model.verified(progress) if verify else model.whole
 
+        recipe = Recipe.of(precision, form, cache_length)
+        if model := self._prepared_from_file(source, recipe, usable):
+            return model
+        checkpoint = open_checkpoint(source, downloads=self._downloads, progress=progress)
+        preparation = Preparation(
+            checkpoint, precision=precision, form=form, cache_length=cache_length
+        )
         if model := self._recognised(preparation, usable):
             return model
         with self._locked(progress):
@@ -243,6 +247,23 @@ class ModelStore:
                 yield path, Manifest.read(path)
             except ModelError as error:
                 yield path, error
+
+    def _prepared_from_file(
+        self, source: str, recipe: Recipe, usable: _Check
+    ) -> PreparedModel | None:
+        """Find what was made of a source that is one file, without opening that file.
+
+        Every replica that starts asks for the model, and opening a file takes longer than all else.
+        """
+        file = gguf_file_of(source)
+        if file is None:
+            return None
+        sources = (SourceFile.of(file),)
+        for model in self.list():
+            made = model.manifest
+            if recipe.made(made) and made.source_files == sources and usable(model):
+                return model
+        return None
 
     def _recognised(self, preparation: Preparation, usable: _Check) -> PreparedModel | None:
         """Find a prepared model by its source files' sizes and times, without hashing them."""

@@ -23,7 +23,7 @@ from serve_app.operations.cluster_api import ClusterApi
 from serve_app.operations.following import Progress
 from serve_app.operations.kinds import (
     NODES,
-    PARLEY_PODS,
+    PART_OF_PARLEY,
     PODS,
     SECRETS,
     SUPPORT_KINDS,
@@ -103,7 +103,7 @@ def write_bundle(
         collected["status.json"] = masks.text(_pretty(seen))
     except ParleyError as error:
         missing.append(f"status: {error.message}")
-    pods = _collected("pods", partial(api.find, PODS, labels=PARLEY_PODS), missing)
+    pods = _collected("pods", partial(api.find, PODS, labels=PART_OF_PARLEY), missing)
     nodes = {str(pod["spec"]["nodeName"]) for pod in pods if pod["spec"].get("nodeName")}
     for node in sorted(nodes):
         found = _collected(f"node {node}", partial(_one, api, NODES, node), missing)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from serve_app.errors import OperationError
 from serve_app.operations.cluster_api import ClusterApi
 from serve_app.operations.following import Progress
-from serve_app.operations.kinds import DISRUPTION_BUDGETS, NODES, PARLEY_PODS, PODS, Object
+from serve_app.operations.kinds import DISRUPTION_BUDGETS, NODES, PART_OF_PARLEY, PODS, Object
 
 __all__ = ["Drained", "drain"]
 
@@ -92,7 +92,7 @@ def drain(
 
 
 def _pods_on(api: ClusterApi, node: str) -> list[Object]:
-    pods = api.find(PODS, labels=PARLEY_PODS, fields=f"spec.nodeName={node}")
+    pods = api.find(PODS, labels=PART_OF_PARLEY, fields=f"spec.nodeName={node}")
     finished = ("Succeeded", "Failed")
     running = [pod for pod in pods if pod.get("status", {}).get("phase") not in finished]
     return sorted(running, key=lambda pod: (_rank(pod), pod["metadata"]["name"]))

@@ -12,7 +12,7 @@ __all__ = [
     "EVENTS",
     "GROUP_LABEL",
     "NODES",
-    "PARLEY_PODS",
+    "PART_OF_PARLEY",
     "PODS",
     "RAY_CLUSTERS",
     "RAY_CLUSTER_LABEL",
@@ -26,7 +26,7 @@ __all__ = [
 Object: TypeAlias = dict[str, Any]
 """An object as the API writes it."""
 
-PARLEY_PODS = "app.kubernetes.io/part-of=parley"
+PART_OF_PARLEY = "app.kubernetes.io/part-of=parley"
 """Selects what `k8s/` makes."""
 
 RAY_CLUSTER_LABEL = "ray.io/cluster"

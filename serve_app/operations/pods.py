@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from serve_app.operations.cluster_api import ClusterApi
 from serve_app.operations.kinds import (
     GROUP_LABEL,
-    PARLEY_PODS,
+    PART_OF_PARLEY,
     PODS,
     RAY_CLUSTER_LABEL,
     Object,
@@ -27,7 +27,7 @@ def ray_pods(api: ClusterApi, clusters: Iterable[str]) -> list[Object]:
     names = ",".join(sorted(clusters))
     if not names:
         return []
-    found = api.find(PODS, labels=f"{PARLEY_PODS},{RAY_CLUSTER_LABEL} in ({names})")
+    found = api.find(PODS, labels=f"{PART_OF_PARLEY},{RAY_CLUSTER_LABEL} in ({names})")
     return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from serve_app.errors import ConfigError, GpuUnavailable, TensorRTUnavailable
 from serve_app.messages.tokenization import TokenizerInfo
 from serve_app.models.checkpoint import Progress, no_progress
-from serve_app.models.engine_build.machine import Machine, open_machine
-from serve_app.models.engine_build.model_engine import find_model_engine
-from serve_app.models.preparation import chosen_form
+from serve_app.models.recipe import chosen_form
 from serve_app.models.store import ModelStore, PreparedModel
 from serve_app.settings import Settings, parley_home
+
+if TYPE_CHECKING:
+    from serve_app.models.engine_build.machine import Machine
 
 __all__ = [
     "BackendName",
@@ -51,6 +52,9 @@ def require_servable(settings: Settings) -> Machine | None:
     """
     if chosen_backend(settings) != "tensorrt":
         return None
+    # Late, here and below: whoever serves on a CPU builds no engines.
+    from serve_app.models.engine_build.machine import open_machine
+
     try:
         return open_machine()
     except (GpuUnavailable, TensorRTUnavailable) as error:
@@ -67,6 +71,8 @@ def require_engine(model: PreparedModel, machine: Machine, settings: Settings) -
     Raises:
         TensorRTEngineError: with what is wrong with those there are, and what to do.
     """
+    from serve_app.models.engine_build.model_engine import find_model_engine
+
     find_model_engine(model, machine.environment, settings.model.engines)
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from serve_app.models.gguf_checkpoint import bundled_model
+from serve_app.models.bundled import bundled_model
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,10 @@ from tokenizers import Tokenizer
 from torch.nn.functional import kl_div
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from serve_app.models.bundled import bundled_model
 from serve_app.models.decoder_graph import build_decoder
 from serve_app.models.decoder_interface import DecoderInterface, Form
-from serve_app.models.gguf_checkpoint import GgufCheckpoint, bundled_model
+from serve_app.models.gguf_checkpoint import GgufCheckpoint
 from serve_app.models.precision.base import PrecisionName
 from serve_app.models.safetensors_checkpoint import SafetensorsCheckpoint
 from serve_app.models.store import PreparedModel

@@ -11,7 +11,8 @@ from serve_app.dialogue.manager import DialogueManager
 from serve_app.errors import ConversationNotFound, StateUnavailable
 from serve_app.messages.dialogue import CommitTurn, Item, PlanTurn
 from serve_app.messages.tokenization import ChatEncoding, Message, TokenizerInfo
-from serve_app.models.gguf_checkpoint import GgufCheckpoint, bundled_model
+from serve_app.models.bundled import bundled_model
+from serve_app.models.gguf_checkpoint import GgufCheckpoint
 from serve_app.settings import DialogueSettings, RedisSettings
 from serve_app.state.connection import RedisPool
 from serve_app.state.conversations import ConversationStore

@@ -16,7 +16,8 @@ from typing import Final
 import numpy as np
 
 from serve_app.dialogue.nlu.word_vectors import VECTORS_FILE, WordVectors
-from serve_app.models.gguf_checkpoint import GgufCheckpoint, bundled_model
+from serve_app.models.bundled import bundled_model
+from serve_app.models.gguf_checkpoint import GgufCheckpoint
 
 __all__ = ["word_vectors_of"]
 

@@ -17,7 +17,8 @@ from serve_app.dialogue.nlu.language import LanguageDetector
 from serve_app.dialogue.nlu.make_word_vectors import word_vectors_of
 from serve_app.dialogue.nlu.understander import MOST_CHARACTERS, Understander
 from serve_app.dialogue.nlu.word_vectors import shipped_vectors
-from serve_app.models.gguf_checkpoint import GgufCheckpoint, bundled_model
+from serve_app.models.bundled import bundled_model
+from serve_app.models.gguf_checkpoint import GgufCheckpoint
 
 EXAMPLES = {
     "order": ["I want a pizza", "one pizza please", "can I order something", "a margherita to go"],

@@ -95,6 +95,7 @@ async def test_a_generator_that_is_stopped_hands_its_streams_back_over_the_open_
         await anext(call)
         (drain,) = draining
         drain()
+        await asyncio.sleep(0.1)  # its time to end streams is over before a step is
         backend.permits.release(3)
         ends: list[FinishReason] = []
         async with asyncio.timeout(10):

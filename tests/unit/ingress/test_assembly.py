@@ -11,7 +11,8 @@ from serve_app.ingress.assembly import Delta, StreamAssembly
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.stop_strings import StopStrings
 from serve_app.messages.generation import TokenLogprobs
-from serve_app.models.gguf_checkpoint import GgufCheckpoint, bundled_model
+from serve_app.models.bundled import bundled_model
+from serve_app.models.gguf_checkpoint import GgufCheckpoint
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from serve_app.errors import ModelError
 from serve_app.ingress.detokenizer import Detokenizer, TokenTable
-from serve_app.models.gguf_checkpoint import GgufCheckpoint, bundled_model
+from serve_app.models.bundled import bundled_model
+from serve_app.models.gguf_checkpoint import GgufCheckpoint
 
 TEXTS = [
     "Hello, world! It's 12:30.\n\n  Indented\ttext.",

