@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from serve_app.errors import ConversationNotFound, InvalidRequest, ItemNotFound, ResponseNotFound
-from serve_app.state import scripts
 from serve_app.state.connection import RedisPool
 from serve_app.state.conversation_scripts import ConversationScripts
 from serve_app.state.keyspace import (
@@ -27,6 +26,14 @@ from serve_app.state.records import (
     decode_item,
     encode_conversation,
     encode_item,
+)
+from serve_app.state.scripts.conversations import (
+    APPEND_ITEMS,
+    DELETE_CONVERSATION,
+    DELETE_ITEM,
+    LOAD,
+    PAGE,
+    UPDATE,
 )
 from serve_app.state.sealing import Seal
 from serve_app.state.summaries import SummaryStore
@@ -158,9 +165,7 @@ class ConversationStore:
             client.pipeline(transaction=True) as pipe,
         ):
             pipe.hmget(keys.meta, "body", "hidden")
-            pipe.execute_command(
-                *self._scripts.command(scripts.PAGE, tenant, conversation, "", 0, "asc")
-            )
+            pipe.execute_command(*self._scripts.command(PAGE, tenant, conversation, "", 0, "asc"))
             (body, hidden), _ = await pipe.execute()
         if body is None or hidden:
             raise ConversationNotFound(not_found(conversation), param="conversation")
@@ -198,7 +203,7 @@ class ConversationStore:
         )
         body = encode_conversation(self._seal, tenant, after)
         outcome = await self._scripts.run(
-            scripts.UPDATE, tenant, conversation, body, ttl_s or "", head or ""
+            UPDATE, tenant, conversation, body, ttl_s or "", head or ""
         )
         if outcome == b"unknown":
             raise ResponseNotFound(response_not_found(head or ""), param="head")
@@ -206,7 +211,7 @@ class ConversationStore:
 
     async def delete(self, tenant: str, conversation: str) -> None:
         """Forget a conversation and everything in it."""
-        _, *claims = await self._scripts.run(scripts.DELETE_CONVERSATION, tenant, conversation)
+        _, *claims = await self._scripts.run(DELETE_CONVERSATION, tenant, conversation)
         if claims:
             async with self._scripts.redis.client() as client:
                 await client.delete(*claims)
@@ -215,7 +220,7 @@ class ConversationStore:
         self, tenant: str, conversation: str
     ) -> tuple[StoredConversation, tuple[StoredItem, ...]]:
         """Return a conversation and all its items, oldest first, in one round trip."""
-        _, body, *pairs = await self._scripts.run(scripts.LOAD, tenant, conversation)
+        _, body, *pairs = await self._scripts.run(LOAD, tenant, conversation)
         view = decode_conversation(self._seal, tenant, conversation, body)
         return view, self._items(tenant, conversation, pairs)
 
@@ -241,7 +246,7 @@ class ConversationStore:
             InvalidRequest: there is no item `after`.
         """
         state, *pairs = await self._scripts.run(
-            scripts.PAGE, tenant, conversation, after or "", limit, order
+            PAGE, tenant, conversation, after or "", limit, order
         )
         if state == b"unknown":
             msg = f"There is no item {after!r} in the conversation; page on from one it has."
@@ -259,7 +264,7 @@ class ConversationStore:
         check_distinct(items)
         pairs = self._pairs(tenant, conversation, items)
         await self._scripts.run(
-            scripts.APPEND_ITEMS,
+            APPEND_ITEMS,
             tenant,
             conversation,
             self._scripts.max_items,
@@ -293,7 +298,7 @@ class ConversationStore:
         Raises:
             ItemNotFound: the conversation has no such item.
         """
-        outcome = await self._scripts.run(scripts.DELETE_ITEM, tenant, conversation, item)
+        outcome = await self._scripts.run(DELETE_ITEM, tenant, conversation, item)
         if outcome == b"unknown":
             raise ItemNotFound(_no_item(item), param="item_id")
         return await self.get(tenant, conversation)

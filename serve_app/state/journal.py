@@ -19,9 +19,9 @@ from typing import Protocol
 
 from serve_app.errors import StateUnavailable
 from serve_app.settings import ResponsesSettings
-from serve_app.state import scripts
 from serve_app.state.conversation_scripts import ConversationScripts
 from serve_app.state.keyspace import conversation_of
+from serve_app.state.scripts.turns import KEEP
 from serve_app.state.sealing import Seal
 
 __all__ = ["JournalEntry", "JournalWriter", "Journalled", "open_entry"]
@@ -154,7 +154,7 @@ class JournalWriter:
         )
         return (
             "EVAL",
-            scripts.KEEP,
+            KEEP,
             2,
             keys.runs,
             keys.journal(run.response),

@@ -7,11 +7,12 @@ from typing import Any
 
 from serve_app.errors import ResponseNotFound
 from serve_app.settings import ResponsesSettings
-from serve_app.state import scripts
 from serve_app.state.conversation_scripts import ConversationScripts
 from serve_app.state.journal import JournalEntry, open_entry
 from serve_app.state.keyspace import conversation_of, response_not_found
 from serve_app.state.records import Record, StoredItem, decode_item, seal_record, unseal_record
+from serve_app.state.scripts.responses import DELETE_RESPONSE, FEEDBACK, INPUT_LINE
+from serve_app.state.scripts.turns import ABANDON, CANCEL, CONCLUDE, SEIZE
 
 __all__ = ["Progress", "ResponseStore"]
 
@@ -56,7 +57,7 @@ class ResponseStore:
 
     async def input_line(self, tenant: str, response: str) -> tuple[Record, tuple[StoredItem, ...]]:
         """Return a response, and all that was said before its turn, oldest first."""
-        answer = await self._run(scripts.INPUT_LINE, tenant, response)
+        answer = await self._run(INPUT_LINE, tenant, response)
         _, stored, *pairs = answer
         conversation = conversation_of(response)
         items = tuple(
@@ -98,7 +99,7 @@ class ResponseStore:
         Returns:
             Whether somebody produces it, and the response as it is stored.
         """
-        state, stored = await self._run(scripts.CANCEL, tenant, response)
+        state, stored = await self._run(CANCEL, tenant, response)
         return state == b"asked", self._record(tenant, response, stored)
 
     async def seize(self, tenant: str, response: str, owner: str) -> tuple[str, Record]:
@@ -107,7 +108,7 @@ class ResponseStore:
         Returns:
             `seized`, `alive` (the owner was heard of lately), or `ended`; and the response.
         """
-        state, stored = await self._run(scripts.SEIZE, tenant, response, owner, self._lease_ms)
+        state, stored = await self._run(SEIZE, tenant, response, owner, self._lease_ms)
         return state.decode(), self._record(tenant, response, stored)
 
     async def conclude(self, tenant: str, response: str, owner: str, record: Record) -> bool:
@@ -117,22 +118,22 @@ class ResponseStore:
             False when it was taken from its owner.
         """
         sealed = seal_record(self._seal, record, tenant, conversation_of(response), response)
-        outcome = await self._run(scripts.CONCLUDE, tenant, response, owner, sealed)
+        outcome = await self._run(CONCLUDE, tenant, response, owner, sealed)
         return bool(outcome == b"stored")
 
     async def abandon(self, tenant: str, response: str, owner: str) -> None:
         """Undo the beginning of a turn that nobody was told of."""
-        await self._run(scripts.ABANDON, tenant, response, owner)
+        await self._run(ABANDON, tenant, response, owner)
 
     async def delete(self, tenant: str, response: str) -> None:
         """Forget a response; one that is still being made ends."""
-        await self._run(scripts.DELETE_RESPONSE, tenant, response)
+        await self._run(DELETE_RESPONSE, tenant, response)
 
     async def give_feedback(self, tenant: str, response: str, said: Record) -> None:
         """Keep what somebody says about a response, in place of what was said before."""
         conversation = conversation_of(response)
         sealed = seal_record(self._seal, said, tenant, conversation, f"feedback {response}")
-        await self._run(scripts.FEEDBACK, tenant, response, sealed)
+        await self._run(FEEDBACK, tenant, response, sealed)
 
     async def _run(self, script: str, tenant: str, response: str, *args: Any) -> Any:
         conversation = conversation_of(response)

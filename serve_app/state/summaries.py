@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serve_app.state import scripts
 from serve_app.state.conversation_scripts import ConversationScripts
 from serve_app.state.knowledge import open_summary, seal_summary
 from serve_app.state.records import StoredItem, decode_conversation, decode_item
+from serve_app.state.scripts.summaries import KEEP_SUMMARY, LINE
 
 __all__ = ["Line", "SummaryStore"]
 
@@ -47,7 +47,7 @@ class SummaryStore:
 
     async def line(self, tenant: str, conversation: str, item: str) -> Line | None:
         """Return what was said up to an item, or None if the item is gone."""
-        state, *rest = await self._scripts.run(scripts.LINE, tenant, conversation, item)
+        state, *rest = await self._scripts.run(LINE, tenant, conversation, item)
         if state == b"unknown":
             return None
         forgotten, body, summary, at, *pairs = rest
@@ -81,6 +81,6 @@ class SummaryStore:
         """
         sealed = seal_summary(self._seal, text, tenant, conversation, item)
         outcome = await self._scripts.run(
-            scripts.KEEP_SUMMARY, tenant, conversation, item, sealed, forgotten
+            KEEP_SUMMARY, tenant, conversation, item, sealed, forgotten
         )
         return bool(outcome == b"stored")

@@ -24,7 +24,6 @@ from serve_app.errors import (
     ResponseUnfinished,
     StateUnavailable,
 )
-from serve_app.state import scripts
 from serve_app.state.connection import AnswerLost
 from serve_app.state.conversation_scripts import ConversationScripts
 from serve_app.state.keyspace import response_not_found, user_digest, user_session
@@ -40,6 +39,7 @@ from serve_app.state.records import (
     encode_item,
     seal_record,
 )
+from serve_app.state.scripts.turns import BEGIN, COMMIT
 
 __all__ = [
     "SETTLE_S",
@@ -181,7 +181,7 @@ class TurnStore:
         )
         (state, *rest), profile = await self._scripts.run_beside_profile(
             turn.user,
-            scripts.BEGIN,
+            BEGIN,
             tenant,
             conversation,
             turn.response,
@@ -290,7 +290,7 @@ class TurnStore:
         )
         outcome = await self._answer_to_commit(
             *self._scripts.command(
-                scripts.COMMIT,
+                COMMIT,
                 tenant,
                 conversation,
                 self._scripts.max_items,

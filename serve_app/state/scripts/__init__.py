@@ -1,0 +1,1 @@
+"""What Redis does of a conversation in one step, in Lua. Each script checks before its first write."""
