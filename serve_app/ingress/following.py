@@ -90,7 +90,7 @@ class Follower:
         while record["response"]["status"] not in ENDED:  # its replica was only slow
             await asyncio.sleep(self.settings.journal_interval_s)
             record = await self.record(tenant, response)
-        rest = ResponseStreamEncoder.replay(record)[behind:]
+        rest = _left(record, behind)
         if rest:
             yield b"".join(rest)
 
@@ -120,6 +120,17 @@ class Follower:
         if await self.store.conclude(tenant, response, self.owner, ended):
             return ended
         return await self.store.get(tenant, response)
+
+
+def _left(record: Record, behind: int) -> list[bytes]:
+    """Return the events of an ended response behind the first so many.
+
+    Whoever read from a replica that died may have heard more than its journal did. The response is
+    shorter then than what they have seen of it, and they are told its end all the same.
+    """
+    events = ResponseStreamEncoder.replay(record)
+    failed = record["response"]["status"] == "failed"
+    return events[behind:] or (events[-1:] if failed else [])
 
 
 def _salvaged(record: Record, journal: list[bytes], error: ParleyError) -> Record:
