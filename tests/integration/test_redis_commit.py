@@ -32,7 +32,7 @@ class CountingPool(RedisPool):
 
     def __init__(self, url: SecretStr | None) -> None:
         assert url is not None
-        super().__init__(url, RedisSettings(timeout_s=0.3))
+        super().__init__(url, RedisSettings(timeout_s=1.0))
         self.tries = 0
         self.second_try = asyncio.Event()
 
