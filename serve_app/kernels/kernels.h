@@ -12,7 +12,7 @@
 enum {
     BLOCK = 32,      /* inputs that share a scale, of weights and of activations */
     LANES = 16,      /* outputs that are computed together: a group */
-    TILE_ROWS = 12,  /* most rows that are multiplied together */
+    TILE_ROWS = 16,  /* most rows that any level multiplies together */
     TILE_KEYS = 16,  /* positions that are stored together in the cache of keys */
     MOST_HEADS = 4,  /* query heads that share a pass over the cache */
 };
@@ -23,15 +23,16 @@ enum {
  */
 static inline size_t group_bytes(size_t blocks) { return blocks * (BLOCK + 2) * LANES; }
 
-/* Rows of activations in 8 bits, in tiles of up to TILE_ROWS; `rows` of them in this one. */
+/* Rows of activations in 8 bits, in tiles of up to a level's `tile_rows`; `rows` of them in this one. */
 typedef struct {
-    int32_t *quads; /* [inputs / 4][rows], four signed bytes each */
+    int32_t *quads; /* four signed bytes each; [inputs / 4][rows], or [blocks][rows][BLOCK / 4] where AMX reads them */
     float *scales;  /* [blocks][rows] */
     int32_t *sums;  /* [blocks][rows], -128 times the sum of the block's integers */
     int rows;
 } Tile;
 
 typedef struct {
+    int tile_rows;
     /* Quantize rows of `inputs` floats, after an RMSNorm where `norm` isn't NULL. */
     void (*quantize)(Tile *tile, const float *states, size_t inputs, const float *norm, float eps);
     /* Multiply a tile by `groups` groups of weights, into [rows][groups * LANES] of row length `stride`. */

@@ -61,6 +61,16 @@ static float inverse_rms(const float *row, size_t width, float eps) {
     return 1.0f / __builtin_sqrtf(sum(squares) / (float)width + eps);
 }
 
+/* Where a quad of a tile is. AMX loads a block's rows whole; the others broadcast one quad after the other. */
+#if defined(__AMX_INT8__)
+enum { FOR_TILES = 1, MOST_TILE_ROWS = 16 };
+#else
+enum { FOR_TILES = 0, MOST_TILE_ROWS = 12 };
+#endif
+INLINE size_t quad_at(size_t block, size_t quad, size_t row, size_t rows) {
+    return FOR_TILES ? (block * rows + row) * (BLOCK / 4) + quad : (block * (BLOCK / 4) + quad) * rows + row;
+}
+
 static void quantize(Tile *tile, const float *states, size_t inputs, const float *norm, float eps) {
     int rows = tile->rows;
     for (int row = 0; row < rows; row++, states += inputs) {
@@ -89,7 +99,7 @@ static void quantize(Tile *tile, const float *states, size_t inputs, const float
                 memcpy(quads, &narrow, sizeof quads);
                 UNROLL
                 for (int quad = 0; quad < 4; quad++)
-                    tile->quads[(block * (BLOCK / 4) + half * 4 + quad) * rows + row] = quads[quad];
+                    tile->quads[quad_at(block, half * 4 + quad, row, rows)] = quads[quad];
             }
             int32_t total = __builtin_reduce_add(whole[0] + whole[1]);
             tile->scales[block * rows + row] = most / 127.0f;
@@ -110,13 +120,14 @@ enum { AHEAD = 1024 };
 INLINE void multiply_part(int rows, int groups, const Tile *tile, int first, const uint8_t *weights, size_t blocks,
                           float *out, size_t stride) {
     int all_rows = tile->rows;
-    const int32_t *quads = tile->quads + first, *sums = tile->sums + first;
+    const int32_t *sums = tile->sums + first;
     const float *scales = tile->scales + first;
     size_t group = group_bytes(blocks);
     Floats totals[MOST_VECTORS];
     UNROLL
     for (int at = 0; at < rows * groups; at++) totals[at] = (Floats){0};
     for (size_t block = 0; block < blocks; block++) {
+        const int32_t *quads = tile->quads + quad_at(block, 0, first, all_rows);
         Ints products[MOST_VECTORS];
 #if defined(__AVX512VNNI__)
         UNROLL
@@ -134,13 +145,12 @@ INLINE void multiply_part(int rows, int groups, const Tile *tile, int first, con
             }
             UNROLL
             for (int row = 0; row < rows; row++) {
-                __m512i a = _mm512_set1_epi32(quads[row]);
+                __m512i a = _mm512_set1_epi32(quads[quad_at(0, quad, row, all_rows)]);
                 UNROLL
                 for (int g = 0; g < groups; g++)
                     products[row * groups + g] =
                         (Ints)_mm512_dpbusd_epi32((__m512i)products[row * groups + g], w[g], a);
             }
-            quads += all_rows;
         }
 #elif defined(__AVX2__)
         (void)sums; /* the weights are made signed instead */
@@ -163,7 +173,7 @@ INLINE void multiply_part(int rows, int groups, const Tile *tile, int first, con
                 }
                 UNROLL
                 for (int row = 0; row < rows; row++) {
-                    __m256i a = _mm256_set1_epi32(quads[row]);
+                    __m256i a = _mm256_set1_epi32(quads[quad_at(0, quad, row, all_rows)]);
                     UNROLL
                     for (int half = 0; half < 2; half++) {
                         __m256i pairs = _mm256_maddubs_epi16(sizes[half], _mm256_sign_epi8(a, w[half]));
@@ -172,7 +182,6 @@ INLINE void multiply_part(int rows, int groups, const Tile *tile, int first, con
                     }
                 }
             }
-            quads += all_rows;
         }
         UNROLL
         for (int at = 0; at < rows * groups; at++) memcpy(&products[at], &halves[at * 2], sizeof products[at]);
@@ -186,7 +195,7 @@ INLINE void multiply_part(int rows, int groups, const Tile *tile, int first, con
             UNROLL
             for (int row = 0; row < rows; row++) {
                 int8_t a[4];
-                memcpy(a, quads + row, sizeof a);
+                memcpy(a, quads + quad_at(0, quad, row, all_rows), sizeof a);
                 UNROLL
                 for (int g = 0; g < groups; g++) {
                     const uint8_t *w = weights + g * group + (block * (BLOCK / 4) + quad) * 64;
@@ -199,7 +208,6 @@ INLINE void multiply_part(int rows, int groups, const Tile *tile, int first, con
                     products[row * groups + g] += dot;
                 }
             }
-            quads += all_rows;
         }
 #endif
         UNROLL
@@ -229,7 +237,88 @@ INLINE void multiply_rows(int rows, int width, const Tile *tile, int first, cons
         multiply_part(rows, 1, tile, first, weights, blocks, out, stride);
 }
 
+#if defined(__AMX_INT8__)
+/* As few rows as fill a tile badly go by VNNI. */
+enum { FEWEST_TILE_ROWS = 6 };
+
+/* All `rows` rows of a tile by one group. While the tiles multiply a block, the vectors scale the one before. */
+INLINE void multiply_group(int rows, const Tile *tile, const uint8_t *weights, size_t blocks, float *out,
+                           size_t stride) {
+    enum { ACTIVATIONS, WEIGHTS, PRODUCTS };
+    int32_t products[2][MOST_TILE_ROWS * LANES] __attribute__((aligned(64)));
+    const uint8_t *group_scales = weights + blocks * (BLOCK * LANES);
+    const int32_t *sums = tile->sums;
+    const float *scales = tile->scales;
+    Floats totals[MOST_TILE_ROWS];
+    UNROLL
+    for (int row = 0; row < rows; row++) totals[row] = (Floats){0};
+    for (size_t block = 0; block <= blocks; block++) {
+        if (block < blocks) {
+            _tile_loadd(ACTIVATIONS, tile->quads + quad_at(block, 0, 0, rows), BLOCK);
+            _tile_loadd(WEIGHTS, weights + block * (BLOCK * LANES), LANES * 4);
+            _tile_zero(PRODUCTS);
+            _tile_dpbsud(PRODUCTS, ACTIVATIONS, WEIGHTS);
+            _tile_stored(PRODUCTS, products[block % 2], LANES * 4);
+        }
+        if (block == 0) continue;
+        const int32_t *found = products[(block - 1) % 2];
+        Floats scale = widen((const _Float16 *)(group_scales + (block - 1) * (LANES * 2)));
+        UNROLL
+        for (int row = 0; row < rows; row++) {
+            Ints product;
+            memcpy(&product, found + row * LANES, sizeof product);
+            product += sums[row] - (Ints){0};
+            totals[row] = fused(__builtin_convertvector(product, Floats), scale * scales[row], totals[row]);
+        }
+        sums += rows;
+        scales += rows;
+    }
+    UNROLL
+    for (int row = 0; row < rows; row++) store(out + row * stride, totals[row]);
+}
+
+static void multiply_tile(const Tile *tile, const uint8_t *weights, size_t blocks, int groups, float *out,
+                          size_t stride) {
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } shapes __attribute__((aligned(64))) = {
+        .palette = 1,
+        .row_bytes = {BLOCK, LANES * 4, LANES * 4},
+        .rows = {(uint8_t)tile->rows, BLOCK / 4, (uint8_t)tile->rows},
+    };
+    _tile_loadconfig(&shapes);
+    for (int group = 0; group < groups; group++, out += LANES, weights += group_bytes(blocks))
+#define ROWS(count)                                                      \
+    case count:                                                          \
+        multiply_group(count, tile, weights, blocks, out, stride);       \
+        break
+        switch (tile->rows) {
+            ROWS(6);
+            ROWS(7);
+            ROWS(8);
+            ROWS(9);
+            ROWS(10);
+            ROWS(11);
+            ROWS(12);
+            ROWS(13);
+            ROWS(14);
+            ROWS(15);
+            ROWS(16);
+        }
+#undef ROWS
+    _tile_release(); /* whoever has no tiles in use is switched faster */
+}
+#endif
+
 static void multiply(const Tile *tile, const uint8_t *weights, size_t blocks, int groups, float *out, size_t stride) {
+#if defined(__AMX_INT8__)
+    if (tile->rows >= FEWEST_TILE_ROWS) {
+        multiply_tile(tile, weights, blocks, groups, out, stride);
+        return;
+    }
+#endif
     for (int first = 0; first < tile->rows; first += MOST_ROWS, out += MOST_ROWS * stride) {
         int left = tile->rows - first;
 #define ROWS(count, width)                                                                       \
@@ -401,4 +490,4 @@ static void attend(const float *queries, int heads, size_t dim, const _Float16 *
     }
 }
 
-const Level LEVEL = {quantize, multiply, swiglu, norm_head, rotate, keep, attend};
+const Level LEVEL = {MOST_TILE_ROWS, quantize, multiply, swiglu, norm_head, rotate, keep, attend};

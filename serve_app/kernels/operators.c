@@ -8,13 +8,15 @@
 #include <string.h>
 
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #define EXPORT __attribute__((visibility("default")))
 
 /* Parts of a job per thread: enough that one who is held up leaves the rest to the others. */
 enum { PARTS = 4, FEW_ROWS = 4, MOST_HEAD_DIM = 1024 };
 
-extern const Level level_vnni, level_avx2, level_plain;
+extern const Level level_amx, level_vnni, level_avx2, level_plain;
 static const Level *level;
 
 /* Operators come one at a time, and share what they need in between; sessions in other threads wait. */
@@ -98,7 +100,8 @@ static void multiply_groups(void *data, int index) {
 
 static int run_linear(Linear *job, size_t rows) {
     size_t quads = job->inputs / 4;
-    job->tile_count = (int)((rows + TILE_ROWS - 1) / TILE_ROWS);
+    size_t tile_rows = (size_t)job->level->tile_rows;
+    job->tile_count = (int)((rows + tile_rows - 1) / tile_rows);
     size_t row_bytes = quads * sizeof(int32_t) + job->blocks * (sizeof(float) + sizeof(int32_t));
     uint8_t *memory = take_scratch(aligned(job->tile_count * sizeof(Tile)) + rows * row_bytes);
     if (!memory) return 0;
@@ -410,10 +413,17 @@ static int in_memory(const CustomOp *op, size_t at) { return (void)op, (void)at,
     }
 static const CustomOp operators[] = {OPERATOR(linear, five), OPERATOR(embed, two), OPERATOR(attention, nine)};
 
+/* Ask the system for AMX's tiles, whose registers it keeps for those alone who asked. The request holds for every
+ * thread of the process, and one that is repeated costs nothing. */
+static int may_use_tiles(void) {
+    enum { REQUEST = 0x1023, TILES = 18 };
+    return syscall(SYS_arch_prctl, REQUEST, TILES) == 0;
+}
+
 /* Say which levels the processor has, all of x86-64-v3 or v4 among them, and the system keeps the registers of. */
-static void look_at_processor(int *avx2, int *vnni) {
+static void look_at_processor(int *avx2, int *vnni, int *amx) {
     unsigned a, b, c, d, low = 0, high = 0;
-    *avx2 = *vnni = 0;
+    *avx2 = *vnni = *amx = 0;
     if (!__get_cpuid(0x80000001, &a, &b, &c, &d) || !(c & bit_LZCNT)) return;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return;
     int has = (c & bit_FMA) && (c & bit_F16C) && (c & bit_MOVBE) && (c & bit_OSXSAVE);
@@ -422,13 +432,15 @@ static void look_at_processor(int *avx2, int *vnni) {
     *avx2 = (low & 0x6) == 0x6 && (b & bit_AVX2) && (b & bit_BMI) && (b & bit_BMI2);
     *vnni = *avx2 && (low & 0xe6) == 0xe6 && (b & bit_AVX512F) && (b & bit_AVX512BW) && (b & bit_AVX512DQ) &&
             (b & bit_AVX512VL) && (b & bit_AVX512CD) && (c & bit_AVX512VNNI);
+    *amx = *vnni && (low & 0x60000) == 0x60000 && (d >> 24 & 1) && (d >> 25 & 1); /* its tiles, and their int8 */
 }
 
-/* Choose the widest instructions that the processor has, or those of a name: "vnni", "avx2" or "plain".
+/* Choose the widest instructions that the processor has, or those of a name: "amx", "vnni", "avx2" or "plain".
  * Returns the name of the choice, or NULL where the processor can't follow it. */
 EXPORT const char *parley_use_level(const char *name) {
-    int avx2, vnni;
-    look_at_processor(&avx2, &vnni);
+    int avx2, vnni, amx;
+    look_at_processor(&avx2, &vnni, &amx);
+    if (amx && (!name || !strcmp(name, "amx")) && may_use_tiles()) return level = &level_amx, "amx";
     if (vnni && (!name || !strcmp(name, "vnni"))) return level = &level_vnni, "vnni";
     if (avx2 && (!name || !strcmp(name, "avx2"))) return level = &level_avx2, "avx2";
     if (!name || !strcmp(name, "plain")) return level = &level_plain, "plain";
