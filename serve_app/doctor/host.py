@@ -17,8 +17,13 @@ __all__ = ["disk", "haproxy", "processor", "redis_server"]
 
 _ROOM_BYTES = 2 << 30
 # As Linux names them.
-_FEATURES = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "AVX-512 VNNI"}
-_LEVELS = {"vnni": "AVX-512 VNNI", "avx2": "AVX2", "plain": "no vector instructions"}
+_FEATURES = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_vnni": "AVX-512 VNNI",
+    "amx_int8": "AMX",
+}
+_LEVELS = {"amx": "AMX", "vnni": "AVX-512 VNNI", "avx2": "AVX2", "plain": "no vector instructions"}
 
 
 def processor(cpu_info: Path = Path("/proc/cpuinfo")) -> Finding:

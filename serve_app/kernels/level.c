@@ -383,111 +383,150 @@ static void keep(const float *key, const float *value, size_t dim, _Float16 *to_
     }
 }
 
-/* Scores of `tiles` tiles of keys, for `heads` queries. */
-INLINE void score(int heads, int tiles, const float *queries, size_t dim, const _Float16 *keys, float *scores,
-                  size_t stride) {
-    Floats totals[MOST_VECTORS];
+/* Lines are what a pass over the cache computes: `heads` queries of each of `rows` rows at successive positions. The
+ * registers hold a sum for each of them and each vector of keys or values. */
+#if defined(__AVX512F__)
+enum { MOST_LINES = 12, MOST_SUMS = 24 };
+#else
+enum { MOST_LINES = 6, MOST_SUMS = 6 };
+#endif
+INLINE int vectors_at_once(int lines, int most) {
+    int vectors = 1;
+    while (vectors < most && lines * vectors * 2 <= MOST_SUMS) vectors *= 2;
+    return vectors;
+}
+
+/* Where a line's queries, and what comes of them, are. */
+INLINE size_t line_at(int line, int heads, size_t dim, size_t row_stride) {
+    return line / heads * row_stride + line % heads * dim;
+}
+
+/* Scores of `tiles` tiles of keys for each line. */
+INLINE void score(int lines, int heads, int tiles, const float *queries, size_t row_stride, size_t dim,
+                  const _Float16 *keys, float *scores, size_t stride) {
+    Floats totals[MOST_SUMS];
     UNROLL
-    for (int at = 0; at < heads * tiles; at++) totals[at] = (Floats){0};
+    for (int at = 0; at < lines * tiles; at++) totals[at] = (Floats){0};
     for (size_t element = 0; element < dim; element++) {
         UNROLL
         for (int tile = 0; tile < tiles; tile++) {
             Floats key = widen(keys + (tile * dim + element) * TILE_KEYS);
             UNROLL
-            for (int head = 0; head < heads; head++)
-                totals[head * tiles + tile] =
-                    fused(all(queries[head * dim + element]), key, totals[head * tiles + tile]);
+            for (int line = 0; line < lines; line++)
+                totals[line * tiles + tile] = fused(all(queries[line_at(line, heads, dim, row_stride) + element]), key,
+                                                    totals[line * tiles + tile]);
         }
     }
     UNROLL
-    for (int head = 0; head < heads; head++)
+    for (int line = 0; line < lines; line++)
         UNROLL
         for (int tile = 0; tile < tiles; tile++)
-            store(scores + head * stride + tile * TILE_KEYS, totals[head * tiles + tile]);
+            store(scores + line * stride + tile * TILE_KEYS, totals[line * tiles + tile]);
 }
 
-/* Weighted sums of values over positions, for `vectors` vectors of each of `heads` heads. */
-INLINE void gather(int heads, int vectors, const float *scores, size_t stride, const _Float16 *values, size_t dim,
-                   size_t count, float *out) {
-    Floats totals[MOST_VECTORS];
+/* Weighted sums of values over positions, for `vectors` vectors of each line: over `count` positions for those of the
+ * first row, and over one more for every row after it. */
+INLINE void gather(int rows, int heads, int vectors, const float *weights, size_t stride, const _Float16 *values,
+                   size_t dim, size_t count, float *out, size_t row_stride) {
+    const int lines = rows * heads;
+    Floats totals[MOST_SUMS];
     UNROLL
-    for (int at = 0; at < heads * vectors; at++) totals[at] = (Floats){0};
-    for (size_t place = 0; place < count; place++) {
-        UNROLL
-        for (int vector = 0; vector < vectors; vector++) {
-            Floats value = widen(values + place * dim + vector * LANES);
-            UNROLL
-            for (int head = 0; head < heads; head++)
-                totals[head * vectors + vector] =
-                    fused(all(scores[head * stride + place]), value, totals[head * vectors + vector]);
-        }
+    for (int at = 0; at < lines * vectors; at++) totals[at] = (Floats){0};
+#define ADD(place, from)                                                                                  \
+    UNROLL                                                                                                \
+    for (int vector = 0; vector < vectors; vector++) {                                                    \
+        Floats value = widen(values + (place) * dim + vector * LANES);                                    \
+        UNROLL                                                                                            \
+        for (int line = (from); line < lines; line++)                                                     \
+            totals[line * vectors + vector] =                                                             \
+                fused(all(weights[line * stride + (place)]), value, totals[line * vectors + vector]);     \
     }
+    for (size_t place = 0; place < count; place++) ADD(place, 0)
     UNROLL
-    for (int head = 0; head < heads; head++)
+    for (int row = 1; row < rows; row++) ADD(count + row - 1, row * heads)
+#undef ADD
+    UNROLL
+    for (int line = 0; line < lines; line++)
         UNROLL
         for (int vector = 0; vector < vectors; vector++)
-            store(out + head * dim + vector * LANES, totals[head * vectors + vector]);
+            store(out + line_at(line, heads, dim, row_stride) + vector * LANES, totals[line * vectors + vector]);
 }
 
-INLINE void attend_heads(int heads, const float *queries, size_t dim, const _Float16 *keys, const _Float16 *values,
-                         size_t first, size_t last, float *scores, float *out) {
-    size_t start = first / TILE_KEYS, end = last / TILE_KEYS + 1, stride = (end - start) * TILE_KEYS;
-    size_t tile = start;
-    for (; tile + 2 <= end; tile += 2)
-        score(heads, 2, queries, dim, keys + tile * TILE_KEYS * dim, scores + (tile - start) * TILE_KEYS, stride);
-    if (tile < end)
-        score(heads, 1, queries, dim, keys + tile * TILE_KEYS * dim, scores + (tile - start) * TILE_KEYS, stride);
+/* Turn the scores of positions first to last, the first of which is `start`, into weights; leave nothing of others. */
+INLINE void soften(float *scores, size_t count, size_t start, size_t first, size_t last) {
     const Ints lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const Floats never = all(-__builtin_inff());
-    UNROLL
-    for (int head = 0; head < heads; head++) {
-        float *row = scores + head * stride;
-        Floats most = never;
-        Ints broken = {0};
-        for (size_t at = 0; at < stride; at += LANES) {
-            Ints place = lanes + (int32_t)(start * TILE_KEYS + at);
-            Ints seen = (place >= (int32_t)first) & (place <= (int32_t)last);
-            Floats value = (Floats)(((Ints)load(row + at) & seen) | ((Ints)never & ~seen));
-            store(row + at, value);
-            most = __builtin_elementwise_max(most, value);
-            broken |= value != value;
-        }
-        Floats peak = all(largest(most)), total = {0};
-        /* What isn't a number, or overflowed on its way to half precision, shall not pass for little weight. */
-        int sound = !__builtin_reduce_or(broken) && peak[0] < __builtin_inff();
-        for (size_t at = 0; at < stride; at += LANES) {
-            Floats score = load(row + at);
-            Floats weight = exponential(score - peak);
-            weight = (Floats)((Ints)weight & (score > never)); /* nothing, not next to nothing */
-            store(row + at, weight);
-            total += weight;
-        }
-        float inverse = sound ? 1.0f / sum(total) : __builtin_nanf("");
-        for (size_t at = 0; at < stride; at += LANES) store(row + at, load(row + at) * inverse);
+    Floats most = never;
+    Ints broken = {0};
+    for (size_t at = 0; at < count; at += LANES) {
+        Ints place = lanes + (int32_t)(start + at);
+        Ints seen = (place >= (int32_t)first) & (place <= (int32_t)last);
+        Floats value = (Floats)(((Ints)load(scores + at) & seen) | ((Ints)never & ~seen));
+        store(scores + at, value);
+        most = __builtin_elementwise_max(most, value);
+        broken |= value != value;
     }
+    Floats peak = all(largest(most)), total = {0};
+    /* What isn't a number, or overflowed on its way to half precision, shall not pass for little weight. */
+    int sound = !__builtin_reduce_or(broken) && peak[0] < __builtin_inff();
+    for (size_t at = 0; at < count; at += LANES) {
+        Floats score = load(scores + at);
+        Floats weight = exponential(score - peak);
+        weight = (Floats)((Ints)weight & (score > never)); /* nothing, not next to nothing */
+        store(scores + at, weight);
+        total += weight;
+    }
+    float inverse = sound ? 1.0f / sum(total) : __builtin_nanf("");
+    for (size_t at = 0; at < count; at += LANES) store(scores + at, load(scores + at) * inverse);
+}
+
+INLINE void attend_lines(int rows, int heads, const float *queries, size_t row_stride, size_t dim, const _Float16 *keys,
+                         const _Float16 *values, size_t first, size_t last, float *scores, float *out) {
+    const int lines = rows * heads, tiles = vectors_at_once(lines, 2), vectors = vectors_at_once(lines, 4);
+    size_t start = first / TILE_KEYS, end = (last + rows - 1) / TILE_KEYS + 1, stride = (end - start) * TILE_KEYS;
+    size_t tile = start;
+    for (; tile + tiles <= end; tile += tiles)
+        score(lines, heads, tiles, queries, row_stride, dim, keys + tile * TILE_KEYS * dim,
+              scores + (tile - start) * TILE_KEYS, stride);
+    for (; tile < end; tile++)
+        score(lines, heads, 1, queries, row_stride, dim, keys + tile * TILE_KEYS * dim,
+              scores + (tile - start) * TILE_KEYS, stride);
+    for (int line = 0; line < lines; line++)
+        soften(scores + line * stride, stride, start * TILE_KEYS, first, last + line / heads);
     const float *weights = scores + (first - start * TILE_KEYS);
-    size_t element = 0;
-    for (; element + 4 * LANES <= dim; element += 4 * LANES)
-        gather(heads, 4, weights, stride, values + first * dim + element, dim, last - first + 1, out + element);
+    values += first * dim;
+    size_t element = 0, count = last - first + 1;
+    for (; element + vectors * LANES <= dim; element += vectors * LANES)
+        gather(rows, heads, vectors, weights, stride, values + element, dim, count, out + element, row_stride);
     for (; element < dim; element += LANES)
-        gather(heads, 1, weights, stride, values + first * dim + element, dim, last - first + 1, out + element);
+        gather(rows, heads, 1, weights, stride, values + element, dim, count, out + element, row_stride);
 }
 
-static void attend(const float *queries, int heads, size_t dim, const _Float16 *keys, const _Float16 *values,
-                   size_t first, size_t last, float *scores, float *out) {
-    switch (heads) {
-    case 1:
-        attend_heads(1, queries, dim, keys, values, first, last, scores, out);
-        break;
-    case 2:
-        attend_heads(2, queries, dim, keys, values, first, last, scores, out);
-        break;
-    case 3:
-        attend_heads(3, queries, dim, keys, values, first, last, scores, out);
-        break;
-    default:
-        attend_heads(4, queries, dim, keys, values, first, last, scores, out);
+static void attend(const float *queries, int rows, int heads, size_t row_stride, size_t dim, const _Float16 *keys,
+                   const _Float16 *values, size_t first, size_t last, float *scores, float *out) {
+#define LINES(row_count, head_count)                                                                                 \
+    case row_count * (MOST_HEADS + 1) + head_count:                                                                  \
+        if (row_count == 1 || row_count * head_count <= MOST_LINES)                                                  \
+            attend_lines(row_count, head_count, queries, row_stride, dim, keys, values, first, last, scores, out);   \
+        break
+    switch (rows * (MOST_HEADS + 1) + heads) {
+        LINES(1, 1);
+        LINES(1, 2);
+        LINES(1, 3);
+        LINES(1, 4);
+        LINES(2, 1);
+        LINES(2, 2);
+        LINES(2, 3);
+        LINES(2, 4);
+        LINES(3, 1);
+        LINES(3, 2);
+        LINES(3, 3);
+        LINES(3, 4);
+        LINES(4, 1);
+        LINES(4, 2);
+        LINES(4, 3);
     }
+#undef LINES
 }
 
-const Level LEVEL = {MOST_TILE_ROWS, quantize, multiply, swiglu, norm_head, rotate, keep, attend};
+const Level LEVEL = {MOST_TILE_ROWS, MOST_LINES, quantize, multiply, swiglu, norm_head, rotate, keep, attend};

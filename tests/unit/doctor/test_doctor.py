@@ -206,6 +206,7 @@ def test_a_model_with_slots_of_another_length_is_another_model(tmp_path: Path) -
     ("flags", "found"),
     [
         ("fpu avx2 avx512f avx512_vnni", "AVX2, AVX-512, AVX-512 VNNI"),
+        ("avx2 avx512f avx512_vnni amx_int8", "AVX2, AVX-512, AVX-512 VNNI, AMX"),
         ("fpu avx2", "AVX2"),
         ("fpu sse", "neither AVX2 nor AVX-512"),
     ],
