@@ -386,7 +386,7 @@ static void keep(const float *key, const float *value, size_t dim, _Float16 *to_
 /* Lines are what a pass over the cache computes: `heads` queries of each of `rows` rows at successive positions. The
  * registers hold a sum for each of them and each vector of keys or values. */
 #if defined(__AVX512F__)
-enum { MOST_LINES = 12, MOST_SUMS = 24 };
+enum { MOST_LINES = 6, MOST_SUMS = 24 };
 #else
 enum { MOST_LINES = 6, MOST_SUMS = 6 };
 #endif
