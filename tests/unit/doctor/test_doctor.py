@@ -33,9 +33,16 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+def install_torch(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    found = metadata.version
+    monkeypatch.setattr(
+        metadata, "version", lambda name: version if name == "torch" else found(name)
+    )
+
+
 @pytest.fixture
 def cuda_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata, "version", lambda _: "2.13.0")
+    install_torch(monkeypatch, "2.13.0")
 
 
 def settings(*, max_len: int = 2048, **model: object) -> Settings:
@@ -161,7 +168,7 @@ def test_a_build_of_torch_without_cuda_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = settings(precision="fp16")
-    monkeypatch.setattr(metadata, "version", lambda _: "2.13.0+cpu")
+    install_torch(monkeypatch, "2.13.0+cpu")
     found = line(look(tmp_path, wanted, driver()), "PyTorch")
     assert (found.state, found.found) == ("missing", "2.13.0+cpu")
     monkeypatch.setattr(gpu_module, "find_spec", lambda _: None)
