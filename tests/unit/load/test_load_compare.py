@@ -122,7 +122,9 @@ def test_a_server_that_does_not_start_is_quoted(tmp_path: Path) -> None:
 
 
 def test_a_server_that_crashes_is_said_how_to_be_measured(tmp_path: Path) -> None:
-    started = program(tmp_path, "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    started = program(
+        tmp_path, f"#!{sys.executable}\nimport os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n"
+    )
     with (
         pytest.raises(RequestFailed, match=r"SIGSEGV.*--llama-options=--no-repack"),
         llama_server(started, tmp_path / "weights.gguf", streams=1, context=64, threads=1),
