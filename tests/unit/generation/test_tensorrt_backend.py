@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from serve_app.generation.backends.tensorrt import opening
 from serve_app.generation.backends.tensorrt.backend import TensorRTBackend
 from serve_app.generation.backends.tensorrt.buckets import batch_buckets, bucket_of
 from serve_app.generation.backends.tensorrt.device import DeviceFault
+from serve_app.generation.backends.tensorrt.device_kv import DeviceKV
 from serve_app.generation.backends.tensorrt.memory_plan import MemoryPlan
 from serve_app.generation.backends.tensorrt.simulated_device import SimulatedDevice
 from serve_app.messages.generation import FinishReason
@@ -219,6 +222,22 @@ def test_a_longer_sequence_than_a_slot_holds_is_refused(folder: Path) -> None:
         open_tensorrt(folder).allocate(slots=1, max_len=CONTEXT + 1, blocks=0, block_tokens=16)
 
 
+def test_no_more_steps_are_in_flight_than_there_are_buffers_for(folder: Path) -> None:
+    backend = open_tensorrt(folder)
+    backend.allocate(slots=1, max_len=CONTEXT, blocks=0, block_tokens=16)
+    for _ in range(backend.depth):
+        backend.enqueue([], [])
+    with pytest.raises(ValueError, match="collect one first"):
+        backend.enqueue([], [])
+
+
+def test_a_slot_that_tensorrt_cannot_be_pointed_to_is_refused() -> None:
+    device = simulated_device()
+    interface = dataclasses.replace(standard_interface(), context_length=3, cache_length=3)
+    with pytest.raises(ConfigError, match="multiple of 64"):
+        DeviceKV(device, device.stream(), interface, slots=2, blocks=0, block_tokens=16)
+
+
 @pytest.mark.parametrize("after", [0, 1, 7, 40])
 def test_a_device_that_fails_has_every_stream_handed_back_and_the_replica_replaced(
     folder: Path, after: int
@@ -320,4 +339,12 @@ def test_a_torch_that_knows_no_gpu_is_refused(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(TensorRTUnavailable, match=r"can't use the GPU: install .*parley\[gpu\]"):
+        open_backend(served, threads=1, engines=tmp_path / "engines")
+
+
+def test_a_machine_without_torch_is_refused(
+    served: PreparedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(TensorRTUnavailable, match=r"PyTorch can't be loaded .*parley\[gpu\]"):
         open_backend(served, threads=1, engines=tmp_path / "engines")
