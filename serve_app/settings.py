@@ -145,6 +145,12 @@ class GeneratorSettings(_Section):
         "step, at most; 0 guesses nothing, and replies are the same either way",
     )
     threads: int = Field(0, ge=0, description="threads of the runtime; 0 takes the replica's CPUs")
+    gpu_weights_mb: int | None = Field(
+        None,
+        ge=0,
+        description="memory of the GPU for weights, where the engine was built with --weight-streaming; "
+        "the rest stays on the host, and null takes what slots leave room for",
+    )
     warm_up_tokens: int = Field(
         64,
         ge=0,

@@ -190,7 +190,10 @@ def _backend(model: PreparedModel, settings: Settings) -> Backend:
             context_length=interface.context_length,
         )
     return open_backend(
-        model, threads=wanted.threads or _own_cpus(), engines=settings.model.engines
+        model,
+        threads=wanted.threads or _own_cpus(),
+        engines=settings.model.engines,
+        gpu_weights_mb=wanted.gpu_weights_mb,
     )
 
 
