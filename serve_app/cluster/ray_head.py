@@ -6,6 +6,7 @@ import importlib
 import os
 import shlex
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,6 @@ _LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 200_000_000  # nothing large goes through it; Ray asks for at least 75 MB
 _START_TIMEOUT_S = 120.0
 _LAST_LINES = 15
-_NO_SPLICE = "/^ *option splice-request$/d"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,28 +171,15 @@ class RayHead:
         self._folder.link_logs(self._work_folder)
 
     def _write_haproxy_script(self, script: Path, binary: str, read_timeout_s: float) -> None:
-        # Serve has HAProxy's statistics and metrics listen on every interface, without a password,
-        # has it answer `500 Internal Server Error` while no replica is up, and gives clients an hour
-        # for the head of a request; there is no setting against any of it. It also splices requests,
-        # which keeps HAProxy from noticing that a client has left. The script amends the
-        # configuration that Serve has written, each time HAProxy is about to read it.
         refusal = script.with_name("refusal.http")
         refusal.write_bytes(_refusal())
-        ports = f"{self._ports.proxy_metrics}\\|{self._ports.proxy_stats}"
-        loopback = f"s/^\\( *bind\\) \\**:\\({ports}\\)$/\\1 {_LOOPBACK}:\\2/"
-        answer = f"s#^\\( *errorfile 50[234]\\) .*#\\1 {refusal}#"
-        milliseconds = max(1, round(read_timeout_s * 1000))
-        head = f"s/^defaults$/&\\n    timeout http-request {milliseconds}ms/"
-        changes = (loopback, answer, head, _NO_SPLICE)
-        script.write_text(
-            "#!/bin/sh\n"
-            "# haproxy -db -f CONFIGURATION …\n"
-            'if [ "$2" = "-f" ]; then\n'
-            f"    sed {' '.join(f'-e {shlex.quote(change)}' for change in changes)} "
-            '"$3" > "$3.amended" && mv "$3.amended" "$3"\n'
-            "fi\n"
-            f'exec {shlex.quote(binary)} "$@"\n'
-        )
+        launcher = [
+            *(sys.executable, "-P", "-m", "serve_app.cluster.haproxy_launcher"),
+            *("--binary", binary, "--refusal", str(refusal)),
+            *("--head-ms", str(max(1, round(read_timeout_s * 1000)))),
+            *("--on-loopback", str(self._ports.proxy_metrics), str(self._ports.proxy_stats)),
+        ]
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(launcher)} -- "$@"\n')
         script.chmod(0o700)
 
 
