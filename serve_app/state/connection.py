@@ -24,14 +24,16 @@ from serve_app.errors import ConfigError, StateUnavailable
 from serve_app.settings import RedisSettings
 from serve_app.state.server import RedisServer
 
-__all__ = ["AnswerLost", "RedisPool"]
+__all__ = ["BRIDGED_S", "AnswerLost", "RedisPool"]
 
 logger = logging.getLogger("ray.serve")
 
 _RETRIES = 2
-# A Redis that was killed is back within a second where somebody watches over it. A call waits that long
-# for it, and no longer than this part of its time limit, so that its error can still tell why.
-_BRIDGED_S = 1.5
+
+BRIDGED_S = 1.5
+"""A call waits so long for a Redis that is away: one that was killed is back sooner, if it is watched."""
+
+# No more of the call's time limit than this, so that its error can still tell why.
 _BRIDGED_PART = 0.75
 _BRIDGE_PAUSE_S = 0.05
 _RETRY_AFTER_S = 1.0
@@ -146,7 +148,7 @@ class RedisPool:
         Raises:
             StateUnavailable: Redis can't be reached, is too slow, or refuses to serve.
         """
-        bridged_s = min(_BRIDGED_S, _BRIDGED_PART * self._timeout_s) if bridges else 0.0
+        bridged_s = min(BRIDGED_S, _BRIDGED_PART * self._timeout_s) if bridges else 0.0
         _bridged_until.set(time.monotonic() + bridged_s)
         try:
             # The limit spans waiting for a connection, connecting, and every retry.
