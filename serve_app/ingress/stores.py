@@ -16,7 +16,9 @@ from serve_app.state.sealing import Seal
 
 __all__ = ["Stores"]
 
-_SPARE_S = 60.0
+# Whoever carries out a request with an Idempotency-Key and is not heard of for so long is dead. Redis
+# is given up after `redis.timeout_s`, so a renewal is late by as much and no more.
+_LEASE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Stores:
                 key_prefix=prefix,
                 settings=settings.responses,
                 seal=seal,
-                in_flight_s=_SPARE_S,
+                lease_s=_LEASE_S,
             ),
             profiles=ProfileStore(
                 redis,

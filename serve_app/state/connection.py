@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,11 +24,18 @@ from serve_app.errors import ConfigError, StateUnavailable
 from serve_app.settings import RedisSettings
 from serve_app.state.server import RedisServer
 
-__all__ = ["AnswerLost", "RedisPool"]
+__all__ = ["BRIDGED_S", "AnswerLost", "RedisPool"]
 
 logger = logging.getLogger("ray.serve")
 
 _RETRIES = 2
+
+BRIDGED_S = 1.5
+"""A call waits so long for a Redis that is away: one that was killed is back sooner, if it is watched."""
+
+# No more of the call's time limit than this, so that its error can still tell why.
+_BRIDGED_PART = 0.75
+_BRIDGE_PAUSE_S = 0.05
 _RETRY_AFTER_S = 1.0
 # Whatever `timeout_s` is, both parts of a health check must end before Serve gives the check up.
 _CHECK_S = 2.0
@@ -55,11 +63,28 @@ class AnswerLost(Exception):
     """A command was sent and no answer came: Redis may have carried it out, or may still do so."""
 
 
+_bridged_until: ContextVar[float] = ContextVar("_bridged_until", default=0.0)
+
+
+class _Bridge(Retry):
+    """Tries again for as long as the call's time for that lasts, however calls are nested in it."""
+
+    async def call_with_retry(self, *args: Any, **kwargs: Any) -> Any:
+        while True:
+            try:
+                return await super().call_with_retry(*args, **kwargs)
+            except self._supported_errors:
+                if time.monotonic() >= _bridged_until.get():
+                    raise
+            await asyncio.sleep(_BRIDGE_PAUSE_S)
+
+
 class RedisPool:
     """Connections to one Redis, shared by every store of a process.
 
-    A dropped connection is made anew and the call repeated, so that a Redis that was restarted is
-    found again without help; all calls made through it must therefore bear being made twice.
+    A dropped connection is made anew and the call repeated, for a second or so if need be, so that a
+    Redis that was restarted is found again without help, and a quick restart goes unnoticed; all calls
+    made through it must therefore bear being made twice.
     The URL holds a password: it appears in no message, log or repr. Of calls that fail, the log says
     where Redis is and the message doesn't, because clients of the API get to read it.
 
@@ -85,7 +110,7 @@ class RedisPool:
                 socket_keepalive=True,
                 # With them redis-py lends connections without a look whether they still stand.
                 maint_notifications_config=MaintNotificationsConfig(enabled=False),
-                retry=Retry(ExponentialBackoff(cap=0.1, base=0.01), _RETRIES),
+                retry=_Bridge(ExponentialBackoff(cap=0.1, base=0.01), _RETRIES),
             )
         except (ValueError, TypeError):
             # Without its cause, which would quote the URL.
@@ -114,12 +139,17 @@ class RedisPool:
         return f"RedisPool({self.where})"
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator[Redis]:
+    async def client(self, *, bridges: bool = True) -> AsyncIterator[Redis]:
         """Lend the client for one call, and turn every failure to reach Redis into one error.
+
+        Args:
+            bridges: wait for a Redis that is away only for a moment.
 
         Raises:
             StateUnavailable: Redis can't be reached, is too slow, or refuses to serve.
         """
+        bridged_s = min(BRIDGED_S, _BRIDGED_PART * self._timeout_s) if bridges else 0.0
+        _bridged_until.set(time.monotonic() + bridged_s)
         try:
             # The limit spans waiting for a connection, connecting, and every retry.
             async with asyncio.timeout(self._timeout_s):
@@ -166,7 +196,7 @@ class RedisPool:
         Raises:
             StateUnavailable: it doesn't.
         """
-        async with self.client() as client:
+        async with self.client(bridges=False) as client:
             await client.ping()
 
     async def check(self) -> None:

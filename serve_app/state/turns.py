@@ -24,7 +24,7 @@ from serve_app.errors import (
     ResponseUnfinished,
     StateUnavailable,
 )
-from serve_app.state.connection import AnswerLost
+from serve_app.state.connection import BRIDGED_S, AnswerLost
 from serve_app.state.conversation_scripts import ConversationScripts
 from serve_app.state.keyspace import response_not_found, user_digest, user_session
 from serve_app.state.knowledge import open_state, open_summary, seal_state
@@ -319,7 +319,7 @@ class TurnStore:
 
         Asking whether the turn is there would not do: the commit may lie unread in a socket.
         """
-        give_up = time.monotonic() + self._settle_s
+        began = time.monotonic()
         unanswered = False
         while True:
             try:
@@ -327,9 +327,11 @@ class TurnStore:
             except AnswerLost:
                 unanswered = True
             except StateUnavailable:
-                if not unanswered:  # else it says nothing about the commit that was sent before
+                # It says nothing about a commit that was sent before. And a Redis that has just been
+                # started refuses everything until it has read its file.
+                if not unanswered and time.monotonic() >= began + BRIDGED_S:
                     raise
-            if time.monotonic() >= give_up:
+            if unanswered and time.monotonic() >= began + self._settle_s:
                 msg = (
                     "Redis did not answer when this turn was to be stored: it may have been stored. "
                     "Read the conversation's items before sending it again."

@@ -84,6 +84,12 @@ def ray_cluster(new_home: Callable[[], ClusterHome]) -> Iterator[RayCluster]:
     mark = uuid.uuid4().hex
     work = home.folder.work_folder()
     gcs, dashboard, agent, client, metrics, stats, fallback = free_ports(7)
+    # As the command `parley-haproxy` does.
+    launcher = work / "haproxy"
+    launcher.write_text(
+        f'#!/bin/sh\nexec {sys.executable} -P -m serve_app.cluster.haproxy_launcher "$@"\n'
+    )
+    launcher.chmod(0o700)
     environment = {
         **home.environment,
         MARK: mark,
@@ -97,6 +103,7 @@ def ray_cluster(new_home: Callable[[], ClusterHome]) -> Iterator[RayCluster]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(home.folder.token_file),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(launcher),
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # The rest keeps it apart from other clusters on this machine.
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(work / "haproxy.cfg"),

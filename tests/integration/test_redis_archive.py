@@ -108,7 +108,7 @@ async def test_everything_of_a_user_is_erased_and_nobody_elses(place: Place) -> 
         key_prefix="kept",
         settings=ResponsesSettings(),
         seal=Seal(place.file.read()),
-        in_flight_s=9,
+        lease_s=9,
     )
     claim = await claims.claim("acme", "key", fingerprint="f", subject=anns)
     await claims.answered(

@@ -100,6 +100,42 @@ async def test_a_restart_between_two_calls_goes_unnoticed(own_redis: RedisServer
     await pool.close()
 
 
+async def test_a_redis_that_is_away_for_a_moment_is_waited_for(own_redis: RedisServer) -> None:
+    pool = pool_of(own_redis, timeout_s=20.0)
+    async with pool.client() as client:
+        await client.set("a", "of a")
+    pid = own_redis.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+    async def asked() -> object:
+        async with pool.client() as client:
+            return await client.get("a")
+
+    calls = [asyncio.create_task(asked()) for _ in range(8)]
+    commit = asyncio.create_task(pool.ask_once("SET", "b", "of b"))
+    await asyncio.sleep(0.3)
+    assert not any(call.done() for call in calls)
+    await asyncio.to_thread(own_redis.start)
+    assert await asyncio.gather(*calls) == [b"of a"] * 8
+    assert await commit == b"OK"
+    await pool.close()
+
+
+async def test_a_look_at_redis_and_a_long_outage_are_not_waited_for(
+    own_redis: RedisServer,
+) -> None:
+    pool = pool_of(own_redis, timeout_s=20.0)
+    await pool.ping()
+    own_redis.stop()
+    for call, least, most in ((pool.ping, 0, 1), (pool.ask_once, 1, 10)):
+        start = time.monotonic()
+        with pytest.raises(StateUnavailable, match="can't be reached"):
+            await call(*(["PING"] if call == pool.ask_once else []))
+        assert least <= time.monotonic() - start < most
+    await pool.close()
+
+
 async def test_a_call_given_up_does_not_leave_its_answer_to_the_next(
     own_redis: RedisServer,
 ) -> None:

@@ -91,7 +91,8 @@ def _mounts(config: Manifest, ray_service: Manifest) -> Iterator[str]:
         container = group["template"]["spec"]["containers"][0]
         environment = {one["name"] for one in container["env"]}
         own = {"PARLEY_HOME", "PARLEY_REDIS_URL", "PARLEY_ENCRYPTION_KEYS"}
-        for variable in sorted((own | {"RAY_SERVE_ENABLE_HA_PROXY"}) - environment):
+        serves = {"RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_HAPROXY_BINARY_PATH"}
+        for variable in sorted((own | serves) - environment):
             yield f"{group['groupName']}: {variable} is missing"
         for variable in environment - own:
             if re.match(r"(?i)parley_", variable):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -479,3 +481,12 @@ def test_readiness_needs_no_other_part_of_the_service() -> None:
     for group in spec["workerGroupSpecs"]:
         probe = group["template"]["spec"]["containers"][0]["readinessProbe"]
         assert probe["httpGet"]["path"] == "/-/healthz"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_programs_that_rays_pods_name_are_in_the_image(overlay: str) -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    programs = {f"/opt/parley/bin/{name}" for name in project["project"]["scripts"]}
+    named = re.findall(r"/opt/parley/bin/[\w-]+", yaml.safe_dump_all(build(f"overlays/{overlay}")))
+    assert named
+    assert set(named) <= programs
