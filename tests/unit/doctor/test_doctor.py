@@ -33,9 +33,15 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    """Have packages be of some versions; all others are what they are."""
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: versions.get(name) or real(name))
+
+
 @pytest.fixture
 def cuda_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata, "version", lambda _: "2.13.0")
+    installed(monkeypatch, torch="2.13.0")
 
 
 def settings(*, max_len: int = 2048, **model: object) -> Settings:
@@ -161,7 +167,7 @@ def test_a_build_of_torch_without_cuda_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = settings(precision="fp16")
-    monkeypatch.setattr(metadata, "version", lambda _: "2.13.0+cpu")
+    installed(monkeypatch, torch="2.13.0+cpu")
     found = line(look(tmp_path, wanted, driver()), "PyTorch")
     assert (found.state, found.found) == ("missing", "2.13.0+cpu")
     monkeypatch.setattr(gpu_module, "find_spec", lambda _: None)
@@ -241,6 +247,11 @@ def test_redis_and_haproxy_may_come_from_anywhere(
     monkeypatch.setattr(shutil, "which", lambda _: None)
     monkeypatch.setattr(metadata, "files", lambda _: [])
     assert host.redis_server(Settings.load().redis).state == "missing"
+    file = tmp_path / "url"
+    by_file = Settings.load({"redis": {"url_file": str(file)}})
+    assert "can't be read" in host.redis_server(by_file.redis).advice
+    file.write_text("redis://:secret@nowhere:1/0")
+    assert host.redis_server(by_file.redis).state == "ok"
 
     def none(name: str) -> object:
         raise ImportError(name)

@@ -81,8 +81,8 @@ def test_no_secret_lies_in_the_manifests(overlay: str) -> None:
     assert not [one for one in manifests if one["kind"] == "Secret"]
     for workload_env in _environments(manifests):
         name = workload_env["name"]
-        if any(word in name for word in ("PASSWORD", "TOKEN", "AUTH", "URL")):
-            assert "valueFrom" in workload_env, name
+        if any(word in name for word in ("PASSWORD", "TOKEN", "AUTH", "URL", "KEYS")):
+            assert "valueFrom" in workload_env or name.endswith("_FILE"), name
 
 
 def _environments(value: Any) -> Iterator[Manifest]:
@@ -347,8 +347,29 @@ SLIPS: dict[str, tuple[Callable[[Manifests], None], str]] = {
     ),
     "everybody let in": (_served_instead("required: true", "required: false"), "auth.required"),
     "a worker killed early": (
-        _set("RayService", None, f"{WORKER}/terminationGracePeriodSeconds", 30),
+        _set("RayService", None, f"{WORKER}/terminationGracePeriodSeconds", 205),
         "before its replies have drained",
+    ),
+    "a worker that goes before its replicas": (
+        _set("RayService", None, f"{WORKER}/containers/0/env/8/value", "150"),
+        "before its replicas are replaced and stopped",
+    ),
+    "a worker that drains for as long as Ray does by itself": (
+        _set("RayService", None, f"{WORKER}/containers/0/env/8", None),
+        "before its replicas are replaced and stopped",
+    ),
+    "a generator stopped early": (
+        _served_instead("generator:\n", "generator:\n        drain_timeout_s: 135\n"),
+        "a generator is stopped before its replies have drained",
+    ),
+    "a head that waits for itself": (
+        _set(
+            "RayService",
+            None,
+            f"{CLUSTER}/headGroupSpec/template/spec/containers/0/env/8/value",
+            "200",
+        ),
+        "the head is killed while it waits",
     ),
     "a cluster deleted early": (
         _set("RayService", None, "spec/rayClusterDeletionDelaySeconds", 60),
@@ -360,8 +381,29 @@ SLIPS: dict[str, tuple[Callable[[Manifests], None], str]] = {
         "there is no Secret parley-token",
     ),
     "a missing key of a secret": (
-        _set("RayService", None, f"{WORKER}/containers/0/env/1/valueFrom/secretKeyRef/key", "uri"),
-        "the Secret parley-redis-url has no key uri",
+        _set(
+            "RayService",
+            None,
+            f"{CLUSTER}/gcsFaultToleranceOptions/redisPassword/valueFrom/secretKeyRef/key",
+            "password",
+        ),
+        "the Secret parley-redis-acl has no key password",
+    ),
+    "a missing file of a secret": (
+        _set("RayService", None, f"{WORKER}/containers/0/env/1/value", "/etc/parley/redis/uri"),
+        "parley-redis-url has no file uri",
+    ),
+    "a file that nobody mounts": (
+        _set("RayService", None, f"{WORKER}/containers/0/env/2/value", "/etc/parley/keys.txt"),
+        "PARLEY_ENCRYPTION_KEYS_FILE names no mounted file",
+    ),
+    "a failover that loses what was confirmed": (
+        _set("RayService", None, f"{WORKER}/containers/0/env/9", None),
+        "would lose confirmed turns",
+    ),
+    "a turn that no two nodes can confirm": (
+        _set("RayService", None, f"{WORKER}/containers/0/env/9/value", "2"),
+        "without one node of Redis no turn could be stored",
     ),
     "a missing volume": (
         _set("RayService", None, f"{WORKER}/volumes/1", None),
