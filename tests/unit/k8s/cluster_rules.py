@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
 from network import Network
 
 __all__ = ["KUBERAY_LABELS", "Workload", "cluster_faults", "secret_references", "workloads"]
@@ -348,6 +349,12 @@ def _kuberay(manifests: list[Manifest]) -> Iterator[str]:
             yield "the head has no port named serve, so that there would be no Service"
 
 
+def _longest_reply_s(manifests: list[Manifest]) -> float:
+    (ray_service,) = _of(manifests, "RayService")
+    config = yaml.safe_load(ray_service["spec"]["serveConfigV2"])
+    return float(config["applications"][0]["args"]["ingress"]["request_timeout_s"])
+
+
 def _edge(manifests: list[Manifest]) -> Iterator[str]:
     gateways = {
         one["metadata"]["name"]: {listener["name"] for listener in one["spec"]["listeners"]}
@@ -369,6 +376,11 @@ def _edge(manifests: list[Manifest]) -> Iterator[str]:
             if parent.get("sectionName") not in gateways.get(parent["name"], set()):
                 yield f"HTTPRoute/{name}: there is no listener {parent}"
         for rule in one["spec"]["rules"]:
+            for kind in ("request", "backendRequest"):
+                # Without one, an implementation's own counts, which may be seconds.
+                seconds = rule.get("timeouts", {}).get(kind, "0s").removesuffix("s")
+                if not seconds.isdigit() or int(seconds) <= _longest_reply_s(manifests):
+                    yield f"HTTPRoute/{name}: {kind} cuts long replies"
             for backend in rule["backendRefs"]:
                 if backend["name"] not in services:
                     yield f"HTTPRoute/{name}: there is no Service {backend['name']}"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from cluster_rules import cluster_faults, secret_references
+from cluster_rules import cluster_faults, secret_references, workloads
 from kustomize import OVERLAYS, build
+from ray._private import ray_constants
 from schemas import schema_faults
 from serve_config import serve_faults
 
@@ -421,6 +423,14 @@ SLIPS: dict[str, tuple[Callable[[Manifests], None], str]] = {
         _set("HTTPRoute", None, "spec/parentRefs/0/sectionName", "http"),
         "there is no listener",
     ),
+    "an edge that cuts long streams": (
+        _set("HTTPRoute", None, "spec/rules/0/timeouts/request", "60s"),
+        "request cuts long replies",
+    ),
+    "an edge without a time limit of its own": (
+        _set("HTTPRoute", None, "spec/rules/0/timeouts/backendRequest", None),
+        "backendRequest cuts long replies",
+    ),
     "an edge in plain text": (
         _set("Gateway", None, "spec/listeners/0/protocol", "HTTP"),
         "encrypted",
@@ -513,6 +523,25 @@ def test_a_slip_is_refused(slip: str, faults) -> None:
     change, said = SLIPS[slip]
     change(manifests)
     assert any(said in fault for fault in faults(manifests)), faults(manifests)
+
+
+def test_ray_knows_the_time_that_a_node_drains() -> None:
+    """The name is Ray's own; without it a worker would have 30 seconds."""
+    assert ray_constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S == 30
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_image_is_pinned(overlay: str) -> None:
+    images = {
+        container["image"]
+        for workload in workloads(build(f"overlays/{overlay}"))
+        for container in (*workload.pod.get("initContainers", ()), *workload.pod["containers"])
+    }
+    assert len(images) >= 2
+    for image in images:
+        name, _, tag = image.rpartition(":")
+        assert "/" in name, image  # no registry is guessed
+        assert tag == "local" or re.fullmatch(r"\d+\.\d+\.\d+(-[a-z]+)?", tag), image
 
 
 def test_readiness_needs_no_other_part_of_the_service() -> None:
