@@ -301,8 +301,8 @@ class EncryptionSettings(_Section):
     enabled: bool = Field(default=True, description="false stores what people say as it is")
     keys_file: Path | None = Field(
         None,
-        description="JSON file of keys; null takes PARLEY_HOME/encryption.json, which the first "
-        "`parley up` makes",
+        description="file of keys, in JSON or as in `keys`; null takes PARLEY_HOME/encryption.json, "
+        "which the first `parley up` makes",
     )
     keys: SecretStr | None = Field(
         None, description="the keys themselves, as ID:BASE64, newest last, with commas between"
@@ -320,6 +320,17 @@ class RedisSettings(_Section):
 
     url: SecretStr | None = Field(
         None, description="redis:// or rediss:// URL; null takes the one that `parley up` started"
+    )
+    url_file: Path | None = Field(
+        None,
+        description="file that holds the URL, such as a mounted secret; read at the start, where "
+        "`url` is null",
+    )
+    replicas: int = Field(
+        0,
+        ge=0,
+        description="replicas of Redis that must have a turn before it counts as stored; a Redis "
+        "with a failover wants 1 or more",
     )
     timeout_s: Seconds = Field(2.0, description="longest wait for one answer")
     pool_size: Positive = Field(64, description="most connections per replica")

@@ -25,7 +25,7 @@ from serve_app.cluster.teardown import end_run
 from serve_app.errors import ConfigError
 from serve_app.models.store import PreparedModel
 from serve_app.routing.serving import prepare_served, require_engine, require_servable
-from serve_app.state.connection import RedisPool
+from serve_app.state.connection import RedisPool, named_url
 from serve_app.state.sealing import key_file, open_seal
 from serve_app.state.server import RedisServer, find_redis_server
 
@@ -89,7 +89,7 @@ def start(
             deploy_file=str(deployment.file.absolute()),
             model=deployment.settings.model.name or model.manifest.name,
             model_folder=str(model.path),
-            own_redis=deployment.settings.redis.url is None,
+            own_redis=named_url(deployment.settings.redis) is None,
             drain_timeout_s=deployment.settings.generator.drain_timeout_s,
         )
         folder.save(state)
@@ -185,10 +185,11 @@ def _require_address(deployment: Deployment) -> None:
 def _require_redis(deployment: Deployment) -> None:
     # Preparing the model takes a while, and Ray as long again, which would both be in vain.
     settings = deployment.settings.redis
-    if settings.url is None:
+    url = named_url(settings)
+    if url is None:
         find_redis_server()
     else:
-        RedisPool(settings.url, settings)
+        RedisPool(url, settings)
 
 
 def _require_keys(home: Path, deployment: Deployment, steps: Steps) -> None:
@@ -215,7 +216,7 @@ def _bring_up(
     state: RunState,
     steps: Steps,
 ) -> None:
-    url = deployment.settings.redis.url
+    url = named_url(deployment.settings.redis)
     if url is None:
         steps.begin("Starting Redis")
         url = RedisServer(folder.home).start()

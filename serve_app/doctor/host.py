@@ -11,6 +11,7 @@ from serve_app.doctor.finding import Finding
 from serve_app.errors import ConfigError
 from serve_app.kernels import library
 from serve_app.settings import RedisSettings
+from serve_app.state.connection import named_url
 from serve_app.state.server import find_redis_server
 
 __all__ = ["disk", "haproxy", "processor", "redis_server"]
@@ -73,8 +74,11 @@ def disk(home: Path) -> Finding:
 
 def redis_server(settings: RedisSettings) -> Finding:
     """Say which Redis keeps the state."""
-    if settings.url is not None:
-        return Finding("Redis", "ok", "a running one, named by redis.url")
+    try:
+        if named_url(settings) is not None:
+            return Finding("Redis", "ok", "a running one, named by redis.url or redis.url_file")
+    except ConfigError as error:
+        return Finding("Redis", "missing", "no URL", error.message)
     try:
         return Finding("Redis", "ok", str(find_redis_server()))
     except ConfigError as error:

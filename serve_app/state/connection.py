@@ -24,7 +24,7 @@ from serve_app.errors import ConfigError, StateUnavailable
 from serve_app.settings import RedisSettings
 from serve_app.state.server import RedisServer
 
-__all__ = ["BRIDGED_S", "AnswerLost", "RedisPool"]
+__all__ = ["BRIDGED_S", "AnswerLost", "RedisPool", "named_url"]
 
 logger = logging.getLogger("ray.serve")
 
@@ -55,12 +55,44 @@ _REASONS = {
     "MOVED": ("is a node of a Redis Cluster", "name a single Redis in PARLEY_REDIS_URL"),
     "OOM": ("is out of memory", "raise its maxmemory or delete conversations"),
     "MISCONF": ("can't write to its disk", "make room there; its own log says more"),
+    "NOREPLICAS": (
+        "has too few replicas to take what it must not lose",
+        "try again in a moment; if it stays so, bring its replicas back",
+    ),
 }
 _CODE = re.compile(rf"\b({'|'.join(_REASONS)})\b")
 
 
 class AnswerLost(Exception):
-    """A command was sent and no answer came: Redis may have carried it out, or may still do so."""
+    """A command was sent, and nobody knows what becomes of it.
+
+    No answer came, so that Redis may have carried it out or may still do so; or it was carried out and
+    too few replicas have it, so that a failover would undo it.
+    """
+
+
+def named_url(settings: RedisSettings) -> SecretStr | None:
+    """Return the URL that the settings or the file that they name hold, or None where nothing is named.
+
+    Raises:
+        ConfigError: the file can't be read or is empty.
+    """
+    if settings.url is not None or settings.url_file is None:
+        return settings.url
+    try:
+        url = settings.url_file.read_text(encoding="utf-8").strip()
+        reason = "it is empty"
+    except OSError as error:
+        url, reason = "", error.strerror or "it can't be read"
+    except UnicodeDecodeError:
+        url, reason = "", "it is no text"
+    if not url:
+        msg = (
+            f"The Redis URL in {settings.url_file} can't be read: {reason}. Write it there as one line, "
+            "or mount the secret that holds it."
+        )
+        raise ConfigError(msg, param="redis.url_file")
+    return SecretStr(url)
 
 
 _bridged_until: ContextVar[float] = ContextVar("_bridged_until", default=0.0)
@@ -99,6 +131,7 @@ class RedisPool:
     def __init__(self, url: SecretStr, settings: RedisSettings) -> None:
         self.where = _without_secrets(url)
         self._timeout_s = settings.timeout_s
+        self._replicas = settings.replicas
         self._logged: dict[str, float] = {}  # when each reason was last logged
         try:
             pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
@@ -126,10 +159,10 @@ class RedisPool:
         """Take the Redis that the settings name, else the one that runs under `home`.
 
         Raises:
-            ConfigError: the URL can't be used.
+            ConfigError: the URL can't be used, or its file can't be read.
             StateUnavailable: no URL is set and no local Redis runs.
         """
-        url = settings.url or RedisServer(home).url()
+        url = named_url(settings) or RedisServer(home).url()
         if url is None:
             msg = "No Redis to keep state in: set PARLEY_REDIS_URL, or let `parley up` start one."
             raise StateUnavailable(msg)
@@ -165,11 +198,13 @@ class RedisPool:
             raise self._unavailable(reason, "check that it runs and the address is right") from None
 
     async def ask_once(self, *command: Any) -> Any:
-        """Send a command, not a second time whatever happens, and return its answer.
+        """Send a command that writes, not a second time whatever happens, and return its answer.
+
+        Where the settings want replicas, they have it too when this returns.
 
         Raises:
             StateUnavailable: Redis did not carry it out.
-            AnswerLost: nobody knows whether it did.
+            AnswerLost: nobody knows whether it did, or whether that would survive a failover.
         """
         unanswered = False
         try:
@@ -178,7 +213,10 @@ class RedisPool:
                 unanswered = True
                 try:
                     await connection.send_command(*command)
-                    return await connection.read_response()
+                    answer = await connection.read_response()
+                    if self._replicas:
+                        await self._wait_for_replicas(connection)
+                    return answer
                 except redis.exceptions.RedisError as error:
                     refusals = redis.exceptions.ResponseError, redis.exceptions.BusyLoadingError
                     unanswered = not isinstance(error, refusals)
@@ -189,6 +227,22 @@ class RedisPool:
             if unanswered:
                 raise AnswerLost from error
             raise
+
+    async def _wait_for_replicas(self, connection: Any) -> None:
+        """Wait until replicas have what was written through a connection.
+
+        Raises:
+            AnswerLost: too few have it in half of the time limit.
+        """
+        try:
+            await connection.send_command("WAIT", self._replicas, int(self._timeout_s * 500))
+            reached = await connection.read_response()
+        except redis.exceptions.ResponseError as error:
+            self._log(*_explain(error))
+            raise AnswerLost from None
+        if reached < self._replicas:
+            self._log(*_REASONS["NOREPLICAS"])
+            raise AnswerLost
 
     async def ping(self) -> None:
         """Prove that Redis answers.
@@ -234,11 +288,14 @@ class RedisPool:
         """Close every connection."""
         await self._client.aclose(close_connection_pool=True)
 
-    def _unavailable(self, reason: str, remedy: str) -> StateUnavailable:
+    def _log(self, reason: str, remedy: str) -> None:
         now = time.monotonic()
         if now - self._logged.get(reason, -_LOG_EVERY_S) >= _LOG_EVERY_S:
             self._logged[reason] = now
             logger.warning("Redis at %s %s: %s.", self.where, reason, remedy)
+
+    def _unavailable(self, reason: str, remedy: str) -> StateUnavailable:
+        self._log(reason, remedy)
         msg = f"Redis {reason}: {remedy}. Stateless requests still work."
         return StateUnavailable(msg, retry_after=_RETRY_AFTER_S)
 

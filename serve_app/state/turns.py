@@ -333,7 +333,7 @@ class TurnStore:
                     raise
             if unanswered and time.monotonic() >= began + self._settle_s:
                 msg = (
-                    "Redis did not answer when this turn was to be stored: it may have been stored. "
+                    "Redis did not confirm that this turn is stored: it may have been stored. "
                     "Read the conversation's items before sending it again."
                 )
                 raise CommitUnknown(msg, param="conversation")

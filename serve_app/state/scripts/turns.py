@@ -102,7 +102,8 @@ return redis.call('HGET', runs, response .. ':cancel') or 'go'
 COMMIT = step("""
 local response = ARGV[3]
 if redis.call('EXISTS', meta) == 0 then return 'missing' end
-if redis.call('ZSCORE', ended, response) then return 'repeated' end
+-- A write even then, so that whoever waits for replicas waits for what was committed before.
+if redis.call('ZSCORE', ended, response) then touch() return 'repeated' end
 if ARGV[4] ~= '' and redis.call('HGET', runs, response .. ':owner') ~= ARGV[4] then
   return 'lost'
 end
