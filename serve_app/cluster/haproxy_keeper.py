@@ -101,7 +101,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     keeper = Keeper(listener, int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
     try:
-        keeper.run()
+        with suppress(TimeoutError):
+            keeper.run()
     finally:
         keeper.end()
 
@@ -117,6 +118,7 @@ class Keeper:
     """
 
     def __init__(self, listener: socket.socket, node: int, binary: str, routed: Path) -> None:
+        listener.settimeout(_ANSWER_S)  # whoever has started this connects at once, or is dead
         self._listener = listener
         self._binary = binary
         self._routed = routed
@@ -133,7 +135,11 @@ class Keeper:
         self._tries = 0
 
     def run(self) -> None:
-        """Follow until the node has ended, or nothing is left to follow."""
+        """Follow until the node has ended, or nothing is left to follow.
+
+        Raises:
+            TimeoutError: nobody connects to be followed.
+        """
         self._follow()
         while self._followed:
             for descriptor, _ in self._poll.poll(self._patience_ms()):

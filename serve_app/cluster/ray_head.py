@@ -104,6 +104,8 @@ class RayHead:
             # A proxy that dies is missed after three of these.
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
             "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
+            # And one that starts on a busy machine is not given up: that would end `up` as well.
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
             # Workers that wait for a task are there before the first one needs them.
             "RAY_enable_worker_prestart": "1",
             # Ray runs workers below everything else on the machine (at 15), but they are the service.

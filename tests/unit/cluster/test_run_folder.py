@@ -205,7 +205,8 @@ def test_the_names_by_which_serve_is_told_are_those_that_it_reads(head: RayHead)
             "-c",
             "from ray.serve._private import constants as c\n"
             "print(c.RAY_SERVE_ENABLE_HA_PROXY, c.RAY_SERVE_THROUGHPUT_OPTIMIZED)\n"
-            "print(c.RAY_SERVE_HAPROXY_BINARY_PATH, c.RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S)",
+            "print(c.RAY_SERVE_HAPROXY_BINARY_PATH, c.RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S)\n"
+            "print(c.PROXY_READY_CHECK_TIMEOUT_S, c.PROXY_HEALTH_CHECK_PERIOD_S)",
         ],
         env=environment,
         capture_output=True,
@@ -213,7 +214,7 @@ def test_the_names_by_which_serve_is_told_are_those_that_it_reads(head: RayHead)
         check=True,
     )
     script = environment["RAY_SERVE_HAPROXY_BINARY_PATH"]
-    assert told.stdout == f"True True\n{script} 630\n"
+    assert told.stdout == f"True True\n{script} 630\n30.0 1.0\n"
 
 
 def test_without_an_haproxy_serve_is_not_told_to_use_one(
