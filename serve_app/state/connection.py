@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import redis.exceptions
@@ -22,8 +22,9 @@ from redis.maint_notifications import MaintNotificationsConfig
 from serve_app.errors import ConfigError, StateUnavailable
 from serve_app.settings import RedisSettings
 from serve_app.state.server import RedisServer
+from serve_app.telemetry import metrics
 
-__all__ = ["AnswerLost", "RedisPool"]
+__all__ = ["OPERATIONS", "AnswerLost", "Operation", "RedisPool", "count_from_zero"]
 
 logger = logging.getLogger("ray.serve")
 
@@ -49,6 +50,28 @@ _REASONS = {
     "MISCONF": ("can't write to its disk", "make room there; its own log says more"),
 }
 _CODE = re.compile(rf"\b({'|'.join(_REASONS)})\b")
+
+Operation = Literal[
+    "archive",
+    "begin",
+    "commit",
+    "conversation",
+    "idempotency",
+    "journal",
+    "ping",
+    "profile",
+    "response",
+    "summary",
+]
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+"""What calls are for, as metrics tell them apart."""
+
+
+def count_from_zero() -> None:
+    """Make the metrics of every operation exist before its first call."""
+    for operation in OPERATIONS:
+        metrics.REDIS_SECONDS.labels(operation)
+        metrics.REDIS_FAILURES.labels(operation)
 
 
 class AnswerLost(Exception):
@@ -114,28 +137,38 @@ class RedisPool:
         return f"RedisPool({self.where})"
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator[Redis]:
+    async def client(self, operation: Operation) -> AsyncIterator[Redis]:
         """Lend the client for one call, and turn every failure to reach Redis into one error.
+
+        Args:
+            operation: what the call is for.
 
         Raises:
             StateUnavailable: Redis can't be reached, is too slow, or refuses to serve.
         """
         try:
             # The limit spans waiting for a connection, connecting, and every retry.
-            async with asyncio.timeout(self._timeout_s):
-                yield self._client
+            with metrics.REDIS_SECONDS.labels(operation).time():
+                async with asyncio.timeout(self._timeout_s):
+                    yield self._client
         except (TimeoutError, redis.exceptions.TimeoutError):
             reason = f"did not answer within {self._timeout_s:g} s"
-            raise self._unavailable(reason, "check its load and the network") from None
+            remedy = "check its load and the network"
+            raise self._unavailable(operation, reason, remedy) from None
         except redis.exceptions.RedisError as error:
             # Without their cause: errors of Redis quote commands, and those hold people's text.
-            raise self._unavailable(*_explain(error)) from None
+            raise self._unavailable(operation, *_explain(error)) from None
         except OSError as error:
             reason = f"can't be reached ({error.strerror or type(error).__name__})"
-            raise self._unavailable(reason, "check that it runs and the address is right") from None
+            remedy = "check that it runs and the address is right"
+            raise self._unavailable(operation, reason, remedy) from None
 
-    async def ask_once(self, *command: Any) -> Any:
+    async def ask_once(self, operation: Operation, *command: Any) -> Any:
         """Send a command, not a second time whatever happens, and return its answer.
+
+        Args:
+            operation: what the command is for.
+            command: the command.
 
         Raises:
             StateUnavailable: Redis did not carry it out.
@@ -143,7 +176,7 @@ class RedisPool:
         """
         unanswered = False
         try:
-            async with self.client() as client:
+            async with self.client(operation) as client:
                 connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
                 unanswered = True
                 try:
@@ -166,7 +199,7 @@ class RedisPool:
         Raises:
             StateUnavailable: it doesn't.
         """
-        async with self.client() as client:
+        async with self.client("ping") as client:
             await client.ping()
 
     async def check(self) -> None:
@@ -204,7 +237,8 @@ class RedisPool:
         """Close every connection."""
         await self._client.aclose(close_connection_pool=True)
 
-    def _unavailable(self, reason: str, remedy: str) -> StateUnavailable:
+    def _unavailable(self, operation: Operation, reason: str, remedy: str) -> StateUnavailable:
+        metrics.REDIS_FAILURES.labels(operation).inc()
         now = time.monotonic()
         if now - self._logged.get(reason, -_LOG_EVERY_S) >= _LOG_EVERY_S:
             self._logged[reason] = now

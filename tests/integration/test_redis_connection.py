@@ -104,12 +104,12 @@ async def test_a_call_given_up_does_not_leave_its_answer_to_the_next(
     own_redis: RedisServer,
 ) -> None:
     pool = pool_of(own_redis, timeout_s=1.5, pool_size=1)
-    async with pool.client() as client:
+    async with pool.client("conversation") as client:
         await client.set("a", "of a")
         await client.set("b", "of b")
 
     async def get(key: str) -> object:
-        async with pool.client() as client:
+        async with pool.client("conversation") as client:
             return await client.get(key)
 
     pid = own_redis.pid
