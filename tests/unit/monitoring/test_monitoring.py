@@ -206,15 +206,6 @@ def test_kubernetes_gets_the_same_rules() -> None:
     assert yaml.safe_load(manifest)["spec"]["groups"] == RULES["groups"]
 
 
-@pytest.fixture(scope="module")
-def promtool() -> str:
-    fetched = REPOSITORY / ".cache" / "promtool" / "usr" / "bin"
-    found = shutil.which("promtool") or shutil.which("promtool", path=str(fetched))
-    if found is None:
-        pytest.skip("there is no promtool: `make promtool` gets it from Debian's prometheus")
-    return found
-
-
 def run(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
