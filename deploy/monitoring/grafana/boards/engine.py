@@ -55,19 +55,6 @@ ENGINE: Rows = {
             "Cached tokens are not computed.",
         ),
         Panel(
-            "Prefix cache hits",
-            "percentunit",
-            (
-                share(
-                    "parley_prefix_cache_hits_total",
-                    "parley_prefix_cache_queries_total",
-                    "found",
-                    MODEL,
-                ),
-            ),
-            "A fall with no change in traffic: conversations don't find their replica again.",
-        ),
-        Panel(
             "Tokens held in slots",
             "short",
             (
@@ -82,6 +69,21 @@ ENGINE: Rows = {
             (gauge("parley_kv_cache_usage_perc", "fullest", most=True, labels=MODEL),),
             "At 1, streams wait though slots are free: raise generator.max_cached_tokens.",
             threshold=0.95,
+        ),
+    ),
+    "Work that is spared": (
+        Panel(
+            "Prefix cache hits",
+            "percentunit",
+            (
+                share(
+                    "parley_prefix_cache_hits_total",
+                    "parley_prefix_cache_queries_total",
+                    "found",
+                    MODEL,
+                ),
+            ),
+            "A fall with no change in traffic: conversations don't find their replica again.",
         ),
         Panel(
             "Guesses that were right",

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from boards.panels import MODEL, SERVED, Panel, Rows, burned, gauge, quantiles, rate
+from boards.panels import (
+    MODEL,
+    SERVED,
+    Panel,
+    Rows,
+    burned,
+    gauge,
+    quantile,
+    quantiles,
+    rate,
+)
 
 SERVICE: Rows = {
     "Objectives": (
