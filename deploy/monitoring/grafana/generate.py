@@ -50,7 +50,12 @@ def panel_json(panel: Panel, number: int, column: int, width: int, top: int) -> 
             "overrides": [],
         },
         "options": {
-            "legend": {"displayMode": "list", "placement": "bottom"},
+            "legend": {
+                "calcs": [],
+                "displayMode": "list",
+                "placement": "bottom",
+                "showLegend": True,
+            },
             "tooltip": {"mode": "multi", "sort": "desc"},
         },
         "targets": [
