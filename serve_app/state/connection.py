@@ -24,7 +24,7 @@ from serve_app.settings import RedisSettings
 from serve_app.state.server import RedisServer
 from serve_app.telemetry import metrics
 
-__all__ = ["OPERATIONS", "AnswerLost", "Operation", "RedisPool", "count_from_zero"]
+__all__ = ["OPERATIONS", "AnswerLost", "Operation", "RedisPool"]
 
 logger = logging.getLogger("ray.serve")
 
@@ -67,13 +67,6 @@ OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 """What calls are for, as metrics tell them apart."""
 
 
-def count_from_zero() -> None:
-    """Make the metrics of every operation exist before its first call."""
-    for operation in OPERATIONS:
-        metrics.REDIS_SECONDS.labels(operation)
-        metrics.REDIS_FAILURES.labels(operation)
-
-
 class AnswerLost(Exception):
     """A command was sent and no answer came: Redis may have carried it out, or may still do so."""
 
@@ -98,6 +91,9 @@ class RedisPool:
         self.where = _without_secrets(url)
         self._timeout_s = settings.timeout_s
         self._logged: dict[str, float] = {}  # when each reason was last logged
+        for operation in OPERATIONS:  # there before the first call, and so the first failure counts
+            metrics.REDIS_SECONDS.labels(operation)
+            metrics.REDIS_FAILURES.labels(operation)
         try:
             pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
                 url.get_secret_value(),

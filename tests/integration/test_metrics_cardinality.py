@@ -158,12 +158,13 @@ def test_series_stay_few_whatever_clients_make_up(running: Service) -> None:
     with running.http(authorization=f"Bearer {key}") as http:
         series(http)  # which is a request itself, and counted once it is over
         seen = series(http)
-        others = [Stranger(running, seed=seed) for seed in (2, 3, 4)]
+        others = [Stranger(running, seed=seed) for seed in (2, 3)]
         for stranger in others:
             stranger.hammer(routes)
         found = series(http)
     assert found == seen
-    assert len(found) < MOST_SERIES
+    assert len(found) < MOST_SERIES, len(found)
+    print("SERIES", len(found))
 
     told = {(name, value) for _, labels in found for name, value in labels}
     known = LABELS | {"route": {NO_ROUTE, *(route.path for route in routes)}}
