@@ -20,7 +20,7 @@ REPOSITORY = Path(serve_app.__file__).parents[1]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 OPERATING = (REPOSITORY / "docs" / "operating.md").read_text(encoding="utf-8")
 
-FILES = {"encryption.json", "model.safetensors", "model.lock", "tokenizer.json"}
+FILES = {"dialogue.json", "encryption.json", "model.safetensors", "model.lock", "tokenizer.json"}
 VARIABLES = OTHER_VARIABLES | {"PARLEY_SECTION_KEY"}  # which stands for any setting
 LINES = {
     f"{document.name}:{number}": line
