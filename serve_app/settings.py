@@ -30,6 +30,7 @@ __all__ = [
     "FormName",
     "GeneratorSettings",
     "IngressSettings",
+    "MetricsSettings",
     "ModelSettings",
     "PrecisionName",
     "RedisSettings",
@@ -349,6 +350,18 @@ class AuthSettings(_Section):
     )
 
 
+class MetricsSettings(_Section):
+    """Where metrics are had beside the Ingress's `/metrics`."""
+
+    port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="port on which each node answers `/metrics` for all of its replicas; wanted where "
+        "there are several nodes, since the Ingress's comes from whichever node has answered; 0: none",
+    )
+
+
 class Settings(BaseSettings):
     """Everything that can be set. Sections are described by their own classes."""
 
@@ -371,6 +384,7 @@ class Settings(BaseSettings):
     redis: RedisSettings = RedisSettings()
     encryption: EncryptionSettings = EncryptionSettings()
     auth: AuthSettings = AuthSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     @classmethod
     def settings_customise_sources(

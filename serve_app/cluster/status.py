@@ -21,6 +21,18 @@ __all__ = ["ClusterStatus", "DeploymentStatus", "look", "serving"]
 
 _TIMEOUT_S = 5.0
 _METRIC_PREFIX = "parley_"
+# What a process takes of the machine is in the processes' row; the rest is for graphs.
+_LOAD = frozenset(
+    f"{_METRIC_PREFIX}{name}"
+    for name in (
+        "kv_cache_tokens",
+        "num_requests_running",
+        "num_requests_waiting",
+        "queued_prompt_tokens",
+        "requests_in_progress",
+        "slots",
+    )
+)
 _REFUSED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
 _OWN_UP = "own, up"
 _OWN_DOWN = "own, down"
@@ -68,7 +80,7 @@ class ClusterStatus:
         ready: whether `GET /ready` says that requests are served.
         parts: what it says about the parts.
         deployments: in Serve's order.
-        load: gauges of `GET /metrics`, summed over their labels.
+        load: gauges of `GET /metrics` that tell it, summed over their labels.
         load_refused: why the load may not be seen, if so; all may be well nevertheless.
         problems: sentences about what is amiss or could not be learnt.
     """
@@ -222,6 +234,6 @@ def _load(url: str, api_key: str | None, problems: list[str]) -> tuple[dict[str,
     load = {
         family.name.removeprefix(_METRIC_PREFIX): sum(sample.value for sample in family.samples)
         for family in families
-        if family.type == "gauge" and family.name.startswith(_METRIC_PREFIX)
+        if family.type == "gauge" and family.name in _LOAD
     }
     return load, ""

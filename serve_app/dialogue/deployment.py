@@ -5,7 +5,7 @@ from __future__ import annotations
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.dialogue.manager import DialogueManager
+from serve_app.dialogue.manager import DialogueManager, count_from_zero
 from serve_app.dialogue.nlu.intent_store import IntentStore
 from serve_app.dialogue.personas.catalog import PersonaCatalog
 from serve_app.dialogue.personas.running import RunningPersonas
@@ -14,6 +14,7 @@ from serve_app.messages.dialogue import CommitTurn, PersonaView, PlanTurn, Summa
 from serve_app.messages.tokenization import ChatEncoding, Message
 from serve_app.routing.listening import listen_on_node_address
 from serve_app.routing.remote_call import answer_of
+from serve_app.routing.reporting import report_replica
 from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import Settings, parley_home
 from serve_app.state.connection import RedisPool
@@ -48,6 +49,8 @@ class Dialogue:
 
     def __init__(self, settings: Settings, tokenizer: DeploymentHandle) -> None:
         listen_on_node_address()
+        count_from_zero()
+        report_replica("Dialogue", settings)
         self._redis = RedisPool.open(settings.redis, parley_home())
         personas = RunningPersonas(
             PersonaCatalog.of(settings.dialogue), IntentStore(parley_home() / "personas")

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
 from hashlib import blake2b
+from typing import get_args
 
 from serve_app.dialogue.conduct import Conduct, conduct_turn
 from serve_app.dialogue.memory.facts import find_facts
 from serve_app.dialogue.memory.summary import summary_request
 from serve_app.dialogue.persona_planner import PersonaPlanner, PersonaPrompt
 from serve_app.dialogue.personas.running import RunningPersona, RunningPersonas
-from serve_app.dialogue.personas.schema import text_in
+from serve_app.dialogue.personas.schema import Action, text_in
 from serve_app.dialogue.planner import Budget, fit, leading, plan
 from serve_app.dialogue.tokenizer_port import TokenizerPort
 from serve_app.errors import PersonaNotFound
@@ -32,8 +33,17 @@ from serve_app.state.conversations import ConversationStore
 from serve_app.state.profiles import NewFact
 from serve_app.state.records import StoredItem
 from serve_app.state.turns import BegunTurn
+from serve_app.telemetry import metrics
 
-__all__ = ["DialogueManager"]
+__all__ = ["DialogueManager", "count_from_zero"]
+
+
+def count_from_zero() -> None:
+    """Make the counters of every outcome exist before the first turn."""
+    for outcome in ("generated", "fixed_words"):
+        metrics.TURNS.labels(outcome)
+    for action in get_args(Action):
+        metrics.TURN_ACTIONS.labels(action)
 
 
 class DialogueManager:
@@ -107,9 +117,13 @@ class DialogueManager:
             return TurnPlan(waits=begun.waits, repeated=begun.repeated)
         if running is None and turn.takes_persona:
             running = await self._running(begun.persona)
-        if running is not None:
-            return await self._plan_with(running, turn, begun)
-        return await self._plan_without(turn, begun)
+        if running is None:
+            planned = await self._plan_without(turn, begun)
+        else:
+            planned = await self._plan_with(running, turn, begun)
+        metrics.TURNS.labels("generated" if planned.reply is None else "fixed_words").inc()
+        metrics.TURNS_LEFT_OUT.inc(planned.turns_left_out)
+        return planned
 
     async def _plan_without(self, turn: PlanTurn, begun: BegunTurn) -> TurnPlan:
         history = begun.history
@@ -205,6 +219,7 @@ class DialogueManager:
         conduct = await asyncio.to_thread(
             conduct_turn, running, begun.state, turn.messages, today=self._today()
         )
+        metrics.TURN_ACTIONS.labels(conduct.decision.action).inc()
         explained = conduct.explained()
         planned = TurnPlan(
             affinity=turn.conversation or _common_beginning(turn.messages),

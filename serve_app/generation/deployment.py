@@ -17,6 +17,7 @@ from serve_app.generation.backends.opening import open_backend
 from serve_app.generation.backends.simulated import SimulatedBackend
 from serve_app.generation.channels import FrameChannels
 from serve_app.generation.engine import Engine, EngineConfig
+from serve_app.generation.engine_report import EngineReport
 from serve_app.generation.forecast import WorkRate, predicted_ttft_s
 from serve_app.messages.generation import (
     Admitted,
@@ -29,9 +30,9 @@ from serve_app.models.store import PreparedModel
 from serve_app.models.tokenizer_files import TOKENIZER_FILE
 from serve_app.routing.draining import when_draining
 from serve_app.routing.listening import listen_on_node_address
+from serve_app.routing.reporting import report_replica
 from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import Settings
-from serve_app.telemetry import metrics
 
 __all__ = ["Generator"]
 
@@ -52,6 +53,7 @@ class Generator:
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
         listen_on_node_address()
+        report_replica("Generator", settings)
         self._settings = settings.generator
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._engine = await asyncio.to_thread(self._load, settings)
@@ -61,6 +63,9 @@ class Generator:
         when_draining(lambda: self._engine.drain(self._settings.drain_timeout_s))
         await self._warm_up()
         self._work = WorkRate()
+        self._report = EngineReport(
+            tokenizer_info(served_model(settings), settings).model, self._engine.config
+        )
         self._gauges = asyncio.create_task(self._keep_gauges())
 
     async def submit(
@@ -172,11 +177,7 @@ class Generator:
 
     async def _keep_gauges(self) -> None:
         while True:
-            stats = self._engine.stats()
-            metrics.STREAMS_RUNNING.set(stats.running)
-            metrics.STREAMS_WAITING.set(stats.waiting)
-            metrics.SLOTS.set(stats.slots)
-            metrics.CACHE_TOKENS.set(stats.cached_tokens)
+            self._report.write(self._engine.stats())
             await asyncio.sleep(GAUGES_EVERY_S)
 
 

@@ -19,6 +19,7 @@ from serve_app.ingress.routes.service import service_routes
 from serve_app.ingress.routes.tokenize import tokenize_routes
 from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
+from serve_app.telemetry.outcomes import count_error
 
 __all__ = ["build_application"]
 
@@ -41,8 +42,9 @@ def build_application(services: Services, runs: Runs) -> FastAPI:
     async def no_such_route(request: Request, error: HTTPException) -> Response:
         """Answer wrong paths and methods in the same form as everything else."""
         message = f"There is no {request.method} {request.url.path} here ({error.detail})."
-        body = envelope(InvalidRequest(message, code=_CODES.get(error.status_code)))
-        return JsonResponse(body, status_code=error.status_code, headers=error.headers)
+        told = InvalidRequest(message, code=_CODES.get(error.status_code))
+        count_error(told)
+        return JsonResponse(envelope(told), status_code=error.status_code, headers=error.headers)
 
     app.add_middleware(Gate, settings=services.settings, keys=services.keys)
     return app

@@ -20,11 +20,13 @@ from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
 from serve_app.ingress.stores import Stores
 from serve_app.routing.listening import listen_on_node_address, open_to_other_machines
+from serve_app.routing.reporting import report_replica
 from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import Settings, drain_flag, parley_home
 from serve_app.state.connection import RedisPool
 from serve_app.state.keys import KeyRing
 from serve_app.state.sealing import open_seal
+from serve_app.telemetry.outcomes import count_from_zero
 
 __all__ = ["Ingress"]
 
@@ -48,6 +50,7 @@ class Ingress:
         generator: DeploymentHandle,
     ) -> None:
         listen_on_node_address()
+        report_replica("Ingress", settings)
         if os.environ.get(EDGE_VARIABLE) != EDGE:
             message = (
                 f"Ingress replicas need {EDGE_VARIABLE}={EDGE} in their environment: set it under "
@@ -68,6 +71,8 @@ class Ingress:
             raise ConfigError(message)
         use_limits(settings.ingress)
         model = served_model(settings)
+        info = tokenizer_info(model, settings)
+        count_from_zero(info.model)
         generators = RemoteGenerator(generator, timeout_s=UNARY_TIMEOUT_S)
         client = GeneratorClient(
             generators,
@@ -86,7 +91,7 @@ class Ingress:
         remote_dialogue = RemoteDialogue(dialogue, timeout_s=UNARY_TIMEOUT_S)
         self._services = Services(
             settings=settings,
-            model=tokenizer_info(model, settings),
+            model=info,
             table=table,
             generators=client,
             generator_stats=generators,

@@ -16,9 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.errors import envelope, no_replica
 from serve_app.errors import BodyTooLarge, ParleyError, RequestTimeout
-from serve_app.ingress.gate import answer_with_error
+from serve_app.ingress.gate import NO_ROUTE, answer_with_error
 from serve_app.settings import IngressSettings
 from serve_app.telemetry import metrics
+from serve_app.telemetry.outcomes import count_error
 
 __all__ = [
     "SERVE_HEADERS",
@@ -87,7 +88,7 @@ class EdgeMiddleware:
         try:
             body = await self._read_body(scope, receive)
         except ParleyError as error:
-            metrics.ERRORS.labels(error.code).inc()
+            count_error(error)
             await self._refuse(error, receive, send)
             return
         if body is None:
@@ -180,7 +181,10 @@ class NoReplicaMiddleware:
 
         await self._app(scope, receive, replacing_send)
         if replaced:
-            await answer_with_error(no_replica(), send)
+            error = no_replica()
+            count_error(error)
+            metrics.REQUESTS.labels(NO_ROUTE, error.status).inc()
+            await answer_with_error(error, send)
 
 
 def _is_json(message: Message) -> bool:

@@ -10,18 +10,21 @@ import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.errors import as_parley_error, envelope, error_headers
-from serve_app.errors import ClientGone, Overloaded, ParleyError, Unauthorized
+from serve_app.errors import ClientGone, IngressFull, ParleyError, ShuttingDown, Unauthorized
 from serve_app.settings import Settings, drain_flag, parley_home
 from serve_app.state.keys import KeyRing
 from serve_app.telemetry import metrics
+from serve_app.telemetry.outcomes import count_error
 
-__all__ = ["DEFAULT_TENANT", "OPEN_PATHS", "Gate", "answer_with_error", "tenant_of"]
+__all__ = ["DEFAULT_TENANT", "NO_ROUTE", "OPEN_PATHS", "Gate", "answer_with_error", "tenant_of"]
 
 logger = logging.getLogger("ray.serve")
 
 DEFAULT_TENANT = "default"
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """Paths that need no key: probes have none."""
+NO_ROUTE = "none"
+"""The route of requests that have none, where they are counted."""
 
 
 def tenant_of(scope: Scope) -> str:
@@ -59,11 +62,11 @@ class Gate:
             await self._pass(scope, receive, counting_send)
         except asyncio.CancelledError:
             # That is how Serve ends a request whose client has left.
-            metrics.ERRORS.labels(ClientGone.code).inc()
+            count_error(ClientGone("The client left before the reply was done."))
             raise
         except Exception as error:
             told = as_parley_error(error)
-            metrics.ERRORS.labels(told.code).inc()
+            count_error(told)
             if type(told) is ParleyError:  # nothing that anybody foresaw
                 logger.exception("A request failed.")
             if started:
@@ -80,14 +83,14 @@ class Gate:
             return
         if self._drain_flag.exists():
             message = "This service is shutting down; try again when it is back."
-            raise Overloaded(message, retry_after=5.0)
+            raise ShuttingDown(message, retry_after=5.0)
         limit = self._settings.ingress.max_concurrent
         if self._running >= limit:
             message = (
                 f"All {limit} places of this ingress (setting ingress.max_concurrent) are taken; "
                 "try again shortly."
             )
-            raise Overloaded(message, retry_after=1.0)
+            raise IngressFull(message, retry_after=1.0)
         self._running += 1
         try:
             await self._app(scope, receive, send)
@@ -121,4 +124,4 @@ async def answer_with_error(error: ParleyError, send: Send) -> None:
 def _route(scope: Scope) -> str:
     """Return the route's pattern, so that labels stay few whatever paths clients try."""
     route: Any = scope.get("route")
-    return getattr(route, "path", "none")
+    return getattr(route, "path", NO_ROUTE)

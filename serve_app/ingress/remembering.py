@@ -21,6 +21,7 @@ from serve_app.ingress.replies import Generation
 from serve_app.ingress.stores import Stores
 from serve_app.messages.generation import FinishReason, GenerateRequest, SamplingParams
 from serve_app.state.profiles import NewFact
+from serve_app.telemetry import metrics
 
 __all__ = ["LAST_PRIORITY", "Remembering"]
 
@@ -81,7 +82,9 @@ class Remembering:
     async def _learn(self, tenant: str, user: str, facts: Sequence[NewFact], response: str) -> None:
         try:
             await self._stores.profiles.learn(tenant, user, facts, response=response)
+            metrics.MEMORY_TASKS.labels("facts", "kept").inc()
         except ParleyError as error:
+            metrics.MEMORY_TASKS.labels("facts", "failed").inc()
             logger.warning("What %s says of its user was not kept: %s", response, error.code)
 
     async def _summarise(self, tenant: str, conversation: str, item: str) -> None:
@@ -89,6 +92,7 @@ class Remembering:
             async with self._room:
                 await self._summary(tenant, conversation, item)
         except ParleyError as error:
+            metrics.MEMORY_TASKS.labels("summary", "failed").inc()
             logger.info("%s is summarised another time: %s", conversation, error.code)
         finally:
             self._conversations.discard((tenant, conversation))
@@ -97,7 +101,8 @@ class Remembering:
         planned = await self._dialogue.plan_summary(tenant, conversation, item)
         if planned is None:
             return
-        generation = Generation(self._generators, self._table, limit_s=_LIMIT_S)
+        # Not measured: it waits behind every request, and nobody waits for it.
+        generation = Generation(self._generators, self._table, limit_s=_LIMIT_S, model=None)
         request = GenerateRequest(
             request_id=f"summary_{secrets.token_hex(12)}",
             subscriber="",
@@ -118,6 +123,7 @@ class Remembering:
             await self._stores.conversations.summaries.keep(
                 tenant, conversation, item, text, forgotten=planned.forgotten
             )
+            metrics.MEMORY_TASKS.labels("summary", "kept").inc()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         # An empty context: Serve cancels what was called on behalf of a request that has ended.

@@ -17,12 +17,24 @@ from serve_app.ingress.generator_client import GeneratorClient
 from serve_app.ingress.stop_strings import StopStrings
 from serve_app.ingress.streams import TokenStream
 from serve_app.messages.generation import Finished, FinishReason, GenerateRequest
-from serve_app.telemetry import metrics
+from serve_app.telemetry.metrics import STEP_BUCKETS
+from serve_app.telemetry.reply_metrics import ReplyMetrics
+from serve_app.telemetry.tally import Tally
 
 __all__ = ["ChoiceReply", "Generation"]
 
 SETTLE_S = 2.0
 """After a stop string the generator is asked to stop; it says what the stream cost in this time."""
+
+# What vLLM calls it, and so what its dashboards look for.
+_VLLM_REASONS = {
+    FinishReason.STOP: "stop",
+    FinishReason.LENGTH: "length",
+    FinishReason.CANCELLED: "abort",
+    FinishReason.DEADLINE: "abort",
+    FinishReason.ERROR: "error",
+    FinishReason.HANDED_BACK: "error",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +59,7 @@ class ChoiceReply:
         "_assembly",
         "_client",
         "_clock",
+        "_metrics",
         "_request",
         "_stream",
         "finished",
@@ -60,12 +73,14 @@ class ChoiceReply:
         stream: TokenStream,
         assembly: StreamAssembly,
         clock: _Clock,
+        metrics: ReplyMetrics,
     ) -> None:
         self._client = client
         self._request = request
         self._stream = stream
         self._assembly = assembly
         self._clock = clock
+        self._metrics = metrics
         self.reply: Reply | None = None
         self.finished: Finished | None = None
 
@@ -89,14 +104,18 @@ class ChoiceReply:
 
         assembly = self._assembly
         first = last = 0.0
+        gaps = Tally(STEP_BUCKETS)
         finished: Finished | None = None
         while finished is None:
             arrived = await self._stream.receive()
             if arrived.tokens:
-                last = self._clock.since()
-                if not first:
-                    first = last
-                    metrics.TTFT_SECONDS.observe(first)
+                now = self._clock.since()
+                if first:
+                    gaps.add(now - last)
+                else:
+                    first = now
+                    self._metrics.first_token(first)
+                last = now
             ready = [
                 delta
                 for token, token_logprobs in zip(arrived.tokens, arrived.logprobs, strict=True)
@@ -107,17 +126,22 @@ class ChoiceReply:
             finished = arrived.finished
             if finished is None and assembly.stopped_by is not None:
                 finished = await self._stop()
-        if (error := failure(finished)) is not None and assembly.stopped_by is None:
+        stopped = assembly.stopped_by is not None
+        self._metrics.ended(
+            "stop" if stopped else _VLLM_REASONS[finished.reason],
+            tokens=assembly.tokens,
+            spoke_s=last - first,
+            gaps=gaps,
+            queue_s=finished.queue_s,
+        )
+        if (error := failure(finished)) is not None and not stopped:
             raise error
         if (delta := assembly.finish()) is not None:
             yield keep([delta])
-        reason = FinishReason.STOP if assembly.stopped_by is not None else finished.reason
+        reason = FinishReason.STOP if stopped else finished.reason
         self.finished = replace(finished, reason=reason, completion_tokens=assembly.tokens)
         wants_logprobs = self._request.sampling.logprobs is not None
         self.reply = Reply("".join(pieces), reason, logprobs if wants_logprobs else None)
-        if assembly.tokens > 1:
-            metrics.INTER_TOKEN_SECONDS.observe((last - first) / (assembly.tokens - 1))
-        metrics.QUEUE_SECONDS.observe(finished.queue_s)
 
     async def _stop(self) -> Finished:
         """Stop a generation that a stop string has ended, and wait for what it cost."""
@@ -149,13 +173,22 @@ class Generation:
         client: opens streams.
         table: the model's tokens.
         limit_s: seconds from now in which any request must be done.
+        model: under which model's name it is measured; None measures nothing.
     """
 
-    def __init__(self, client: GeneratorClient, table: TokenTable, *, limit_s: float) -> None:
+    def __init__(
+        self,
+        client: GeneratorClient,
+        table: TokenTable,
+        *,
+        limit_s: float,
+        model: str | None,
+    ) -> None:
         self._client = client
         self._table = table
         self._limit_s = limit_s
         self._clock = _Clock(time.perf_counter())
+        self._metrics = ReplyMetrics(model)
         self._streams: list[TokenStream] = []
         self.choices: list[ChoiceReply] = []
 
@@ -206,7 +239,9 @@ class Generation:
         assembly = StreamAssembly(
             self._table, stops, logprobs=request.sampling.logprobs is not None
         )
-        self.choices.append(ChoiceReply(self._client, request, stream, assembly, self._clock))
+        self.choices.append(
+            ChoiceReply(self._client, request, stream, assembly, self._clock, self._metrics)
+        )
 
     def close(self) -> None:
         """Cancel what still runs."""
@@ -270,8 +305,10 @@ class Generation:
         usage = Usage(0, 0, 0)
         for first in range(0, len(finished), each):
             usage += Usage.of(finished[first : first + each])
-        metrics.E2E_SECONDS.observe(self._clock.since())
-        metrics.PROMPT_TOKENS.inc(usage.prompt_tokens)
-        metrics.CACHED_TOKENS.inc(usage.cached_tokens)
-        metrics.COMPLETION_TOKENS.inc(usage.completion_tokens)
+        self._metrics.request(
+            seconds=self._clock.since(),
+            prompt=usage.prompt_tokens,
+            cached=usage.cached_tokens,
+            completions=[one.completion_tokens for one in finished],
+        )
         return usage

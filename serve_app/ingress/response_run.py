@@ -29,7 +29,7 @@ from serve_app.messages.dialogue import CommitTurn, Item, PlanTurn, TurnPlan
 from serve_app.messages.generation import FinishReason, GenerateRequest
 from serve_app.state.records import Record
 from serve_app.state.turns import TurnBegin, cancelled, lost
-from serve_app.telemetry import metrics
+from serve_app.telemetry.outcomes import count_error
 
 __all__ = ["Asked", "ResponseRun"]
 
@@ -442,7 +442,7 @@ class ResponseRun:
                 await self._settle(responses.abandon(self.tenant, self.response, self._owner))
             return
         if self._streamed or self.asked.request.background:
-            metrics.ERRORS.labels(error.code).inc()
+            count_error(error)
         ended_by_someone = isinstance(error, ResponseCancelled)
         text = self._encoder.text
         final = self._encoder.cancelled() if ended_by_someone else self._encoder.failed(error)

@@ -116,7 +116,7 @@ class Services:
         """
         self.generators.check_room()
         limit_s = self.settings.ingress.request_timeout_s
-        return Generation(self.generators, self.table, limit_s=limit_s)
+        return Generation(self.generators, self.table, limit_s=limit_s, model=self.model.model)
 
 
 def random_seed() -> int:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import redis.exceptions
@@ -23,8 +23,9 @@ from redis.maint_notifications import MaintNotificationsConfig
 from serve_app.errors import ConfigError, StateUnavailable
 from serve_app.settings import RedisSettings
 from serve_app.state.server import RedisServer
+from serve_app.telemetry import metrics
 
-__all__ = ["BRIDGED_S", "AnswerLost", "RedisPool", "named_url"]
+__all__ = ["BRIDGED_S", "OPERATIONS", "AnswerLost", "Operation", "RedisPool", "named_url"]
 
 logger = logging.getLogger("ray.serve")
 
@@ -61,6 +62,21 @@ _REASONS = {
     ),
 }
 _CODE = re.compile(rf"\b({'|'.join(_REASONS)})\b")
+
+Operation = Literal[
+    "archive",
+    "begin",
+    "commit",
+    "conversation",
+    "idempotency",
+    "journal",
+    "ping",
+    "profile",
+    "response",
+    "summary",
+]
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+"""What calls are for, as metrics tell them apart."""
 
 
 class AnswerLost(Exception):
@@ -133,6 +149,9 @@ class RedisPool:
         self._timeout_s = settings.timeout_s
         self._replicas = settings.replicas
         self._logged: dict[str, float] = {}  # when each reason was last logged
+        for operation in OPERATIONS:  # there before the first call, and so the first failure counts
+            metrics.REDIS_SECONDS.labels(operation)
+            metrics.REDIS_FAILURES.labels(operation)
         try:
             pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
                 url.get_secret_value(),
@@ -172,10 +191,11 @@ class RedisPool:
         return f"RedisPool({self.where})"
 
     @asynccontextmanager
-    async def client(self, *, bridges: bool = True) -> AsyncIterator[Redis]:
+    async def client(self, operation: Operation, *, bridges: bool = True) -> AsyncIterator[Redis]:
         """Lend the client for one call, and turn every failure to reach Redis into one error.
 
         Args:
+            operation: what the call is for.
             bridges: wait for a Redis that is away only for a moment.
 
         Raises:
@@ -185,22 +205,29 @@ class RedisPool:
         _bridged_until.set(time.monotonic() + bridged_s)
         try:
             # The limit spans waiting for a connection, connecting, and every retry.
-            async with asyncio.timeout(self._timeout_s):
-                yield self._client
+            with metrics.REDIS_SECONDS.labels(operation).time():
+                async with asyncio.timeout(self._timeout_s):
+                    yield self._client
         except (TimeoutError, redis.exceptions.TimeoutError):
             reason = f"did not answer within {self._timeout_s:g} s"
-            raise self._unavailable(reason, "check its load and the network") from None
+            remedy = "check its load and the network"
+            raise self._unavailable(operation, reason, remedy) from None
         except redis.exceptions.RedisError as error:
             # Without their cause: errors of Redis quote commands, and those hold people's text.
-            raise self._unavailable(*_explain(error)) from None
+            raise self._unavailable(operation, *_explain(error)) from None
         except OSError as error:
             reason = f"can't be reached ({error.strerror or type(error).__name__})"
-            raise self._unavailable(reason, "check that it runs and the address is right") from None
+            remedy = "check that it runs and the address is right"
+            raise self._unavailable(operation, reason, remedy) from None
 
-    async def ask_once(self, *command: Any) -> Any:
+    async def ask_once(self, operation: Operation, *command: Any) -> Any:
         """Send a command that writes, not a second time whatever happens, and return its answer.
 
         Where the settings want replicas, they have it too when this returns.
+
+        Args:
+            operation: what the command is for.
+            command: the command.
 
         Raises:
             StateUnavailable: Redis did not carry it out.
@@ -208,7 +235,7 @@ class RedisPool:
         """
         unanswered = False
         try:
-            async with self.client() as client:
+            async with self.client(operation) as client:
                 connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
                 unanswered = True
                 try:
@@ -250,7 +277,7 @@ class RedisPool:
         Raises:
             StateUnavailable: it doesn't.
         """
-        async with self.client(bridges=False) as client:
+        async with self.client("ping", bridges=False) as client:
             await client.ping()
 
     async def check(self) -> None:
@@ -294,7 +321,8 @@ class RedisPool:
             self._logged[reason] = now
             logger.warning("Redis at %s %s: %s.", self.where, reason, remedy)
 
-    def _unavailable(self, reason: str, remedy: str) -> StateUnavailable:
+    def _unavailable(self, operation: Operation, reason: str, remedy: str) -> StateUnavailable:
+        metrics.REDIS_FAILURES.labels(operation).inc()
         self._log(reason, remedy)
         msg = f"Redis {reason}: {remedy}. Stateless requests still work."
         return StateUnavailable(msg, retry_after=_RETRY_AFTER_S)

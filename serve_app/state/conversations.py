@@ -138,7 +138,7 @@ class ConversationStore:
         places = {item.id: place for place, item in enumerate(items, 1)}
         before = ("", *(item.id for item in items[:-1]))
         async with (
-            self._scripts.redis.client() as client,
+            self._scripts.redis.client("conversation") as client,
             client.pipeline(transaction=True) as pipe,
         ):
             pipe.hset(keys.meta, mapping=facts)
@@ -161,7 +161,7 @@ class ConversationStore:
         """Return a conversation without its items."""
         keys = self._scripts.keys(tenant, conversation)
         async with (
-            self._scripts.redis.client() as client,
+            self._scripts.redis.client("conversation") as client,
             client.pipeline(transaction=True) as pipe,
         ):
             pipe.hmget(keys.meta, "body", "hidden")
@@ -213,7 +213,7 @@ class ConversationStore:
         """Forget a conversation and everything in it."""
         _, *claims = await self._scripts.run(DELETE_CONVERSATION, tenant, conversation)
         if claims:
-            async with self._scripts.redis.client() as client:
+            async with self._scripts.redis.client("conversation") as client:
                 await client.delete(*claims)
 
     async def load(
@@ -280,7 +280,7 @@ class ConversationStore:
         """
         keys = self._scripts.keys(tenant, conversation)
         async with (
-            self._scripts.redis.client() as client,
+            self._scripts.redis.client("conversation") as client,
             client.pipeline(transaction=True) as pipe,
         ):
             pipe.hmget(keys.meta, "body", "hidden")

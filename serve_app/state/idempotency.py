@@ -200,7 +200,10 @@ class IdempotencyStore:
         }
         sealed = seal_record(self._seal, values, tenant, claim.key, "answer")
         claims = self._keyspace.conversation(tenant, conversation).claims
-        async with self._redis.client() as client, client.pipeline(transaction=False) as pipe:
+        async with (
+            self._redis.client("idempotency") as client,
+            client.pipeline(transaction=False) as pipe,
+        ):
             pipe.execute_command("EVAL", _SETTLE, 1, claim.key, claim.token, sealed, self._ttl_s)
             pipe.sadd(claims, claim.key)
             pipe.expire(claims, self._ttl_s)
@@ -242,5 +245,5 @@ class IdempotencyStore:
         await self._eval(_SETTLE, claim.key, claim.token, "", self._ttl_s)
 
     async def _eval(self, script: str, key: str, *args: Any) -> Any:
-        async with self._redis.client() as client:
+        async with self._redis.client("idempotency") as client:
             return await client.execute_command("EVAL", script, 1, key, *args)  # type: ignore[no-untyped-call]

@@ -323,7 +323,7 @@ class TurnStore:
         unanswered = False
         while True:
             try:
-                return await self._scripts.redis.ask_once(*command)
+                return await self._scripts.redis.ask_once("commit", *command)
             except AnswerLost:
                 unanswered = True
             except StateUnavailable:

@@ -8,6 +8,7 @@ from ray import serve
 
 from serve_app.messages.tokenization import ChatEncoding, Message, TokenizerInfo
 from serve_app.routing.listening import listen_on_node_address
+from serve_app.routing.reporting import report_replica
 from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import Settings
 from serve_app.tokenization.tokenizer import ChatTokenizer
@@ -21,6 +22,7 @@ class Tokenizer:
 
     def __init__(self, settings: Settings) -> None:
         listen_on_node_address()
+        report_replica("Tokenizer", settings)
         model = served_model(settings)
         self._tokenizer = ChatTokenizer(
             model.path,

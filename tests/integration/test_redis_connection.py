@@ -17,6 +17,7 @@ from serve_app.errors import ConfigError, StateUnavailable
 from serve_app.settings import RedisSettings
 from serve_app.state.connection import RedisPool
 from serve_app.state.server import RedisServer
+from serve_app.telemetry import metrics
 
 SECRET = "hunter2hunter2"
 
@@ -140,12 +141,12 @@ async def test_a_call_given_up_does_not_leave_its_answer_to_the_next(
     own_redis: RedisServer,
 ) -> None:
     pool = pool_of(own_redis, timeout_s=1.5, pool_size=1)
-    async with pool.client() as client:
+    async with pool.client("conversation") as client:
         await client.set("a", "of a")
         await client.set("b", "of b")
 
     async def get(key: str) -> object:
-        async with pool.client() as client:
+        async with pool.client("conversation") as client:
             return await client.get(key)
 
     pid = own_redis.pid
@@ -220,4 +221,26 @@ async def test_the_local_server_is_found_through_home(
 ) -> None:
     pool = RedisPool.open(RedisSettings(), tmp_path / "home")
     await pool.ping()
+    await pool.close()
+
+
+async def test_calls_and_failures_are_counted_by_what_they_are_for(
+    own_redis: RedisServer,
+) -> None:
+    def calls(operation: str) -> tuple[float, float]:
+        counted = metrics.REDIS_SECONDS.labels(operation)._buckets
+        failed = metrics.REDIS_FAILURES.labels(operation)._value
+        return sum(bucket.get() for bucket in counted), failed.get()
+
+    pool = pool_of(own_redis)
+    before = calls("profile"), calls("begin")
+    async with pool.client("profile") as client:
+        await client.get("a")
+    own_redis.stop()
+    with pytest.raises(StateUnavailable):
+        async with pool.client("profile") as client:
+            await client.get("a")
+    (counted, failed), other = before
+    assert calls("profile") == (counted + 2, failed + 1)
+    assert calls("begin") == other
     await pool.close()

@@ -117,7 +117,7 @@ async def test_a_journal_expires_and_is_bounded(scripts: ConversationScripts) ->
     writer.keep(run, events=True)
     await until(lambda: writer.writes)
     journal = scripts.keys("acme", conversation_of(run.response)).journal(run.response)
-    async with scripts.redis.client() as client:
+    async with scripts.redis.client("conversation") as client:
         assert 48 <= await client.ttl(journal) <= 50
     writer.forget(run.response)
 
@@ -170,7 +170,7 @@ async def test_what_nobody_was_told_of_leaves_nothing(scripts: ConversationScrip
     await store.abandon("acme", run.response, "me")
     with pytest.raises(ResponseNotFound):
         await store.get("acme", run.response)
-    async with scripts.redis.client() as client:
+    async with scripts.redis.client("conversation") as client:
         root = scripts.keys("acme", conversation_of(run.response)).root
         assert await client.keys(f"{root}*") == []
 

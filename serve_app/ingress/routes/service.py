@@ -11,6 +11,7 @@ from serve_app.api.models import model_list, model_object
 from serve_app.errors import ParleyError
 from serve_app.ingress.json_response import JsonResponse
 from serve_app.ingress.services import Services
+from serve_app.telemetry.node_endpoint import CONTENT_TYPE
 from serve_app.telemetry.process_metrics import exposition
 
 __all__ = ["service_routes"]
@@ -64,7 +65,7 @@ def service_routes(services: Services) -> APIRouter:
     async def metrics() -> Response:
         return Response(
             await asyncio.to_thread(exposition),
-            media_type="text/plain; version=1.0.0; charset=utf-8",
+            media_type=CONTENT_TYPE,
         )
 
     @router.get("/v1/models")

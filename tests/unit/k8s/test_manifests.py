@@ -127,7 +127,7 @@ def test_serve_runs_the_application_of_the_local_deploy_file(overlay: str) -> No
     may_differ = {
         "proxy_location", "http_options.host", "logging_config.encoding",
         "args.auth.keys_file", "args.auth.required", "args.generator.slots",
-        "args.generator.max_cached_tokens", "min_replicas", "max_replicas",
+        "args.generator.max_cached_tokens", "args.metrics.port", "min_replicas", "max_replicas",
         "target_ongoing_requests", "max_replicas_per_node", "num_cpus", "num_gpus",
     }  # fmt: skip
     differ = {
