@@ -18,6 +18,7 @@ import httpx
 import pytest
 import yaml
 from cluster_home import ClusterHome, processes_of, wait_for
+from otlp_receiver import Receiver, otlp_receiver
 from streaming import DONE, talking
 
 from serve_app.cluster.deploy_file import default_deploy_file
@@ -41,12 +42,14 @@ class RayCluster:
         environment: what they were started with.
         dashboard: URL of Ray's REST interface.
         mark: found in the environment of every process of it.
+        spans: what its replicas trace.
     """
 
     home: ClusterHome
     environment: dict[str, str]
     dashboard: str
     mark: str
+    spans: Receiver
 
     def command(self, name: str, *arguments: str) -> str:
         """Run one of Ray's commands and return what it says."""
@@ -77,7 +80,13 @@ class RayCluster:
 
 
 @pytest.fixture(scope="module")
-def ray_cluster(new_home: Callable[[], ClusterHome]) -> Iterator[RayCluster]:
+def receiver() -> Iterator[Receiver]:
+    with otlp_receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(new_home: Callable[[], ClusterHome], receiver: Receiver) -> Iterator[RayCluster]:
     home = new_home()
     home.folder.create()
     redis = home.redis.start()
@@ -94,6 +103,9 @@ def ray_cluster(new_home: Callable[[], ClusterHome]) -> Iterator[RayCluster]:
         "PARLEY_GENERATOR_SLOTS": str(SLOTS),
         "PARLEY_GENERATOR_MAX_QUEUED": str(QUEUED),
         "PARLEY_GENERATOR_DRAIN_TIMEOUT_S": "1",
+        "PARLEY_TELEMETRY_TRACES": "true",
+        "PARLEY_TELEMETRY_TRACE_ENDPOINT": receiver.endpoint,
+        "PARLEY_TELEMETRY_LOG_FORMAT": "json",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(home.folder.token_file),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -108,7 +120,7 @@ def ray_cluster(new_home: Callable[[], ClusterHome]) -> Iterator[RayCluster]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
     }
-    cluster = RayCluster(home, environment, f"http://127.0.0.1:{dashboard}", mark)
+    cluster = RayCluster(home, environment, f"http://127.0.0.1:{dashboard}", mark, receiver)
     try:
         cluster.command(
             "ray",
@@ -136,6 +148,37 @@ async def test_serve_deploy_takes_the_file_and_it_serves(ray_cluster: RayCluster
             max_tokens=16,
         )
     assert "Paris" in (reply.choices[0].message.content or "")
+
+
+async def test_one_requests_spans_come_from_all_deployments(
+    ray_cluster: RayCluster,
+) -> None:
+    trace, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    home, spans = ray_cluster.home, ray_cluster.spans
+    with home.client() as client:
+        reply = client.responses.create(
+            model=home.model(),
+            input="My secret wish is to see whales.",
+            max_output_tokens=8,
+            extra_headers={"traceparent": f"00-{trace}-{caller}-01"},
+        )
+    names = {"POST /v1/responses", "generate", "decode", "tokenizer.encode_chat"}
+    names |= {"redis begin_turn", "redis commit_turn", "dialogue.plan", "dialogue.commit"}
+    wait_for(lambda: names <= spans.trace(trace).keys())
+    found = spans.trace(trace)
+    assert {found[name].service for name in names} == {
+        "parley-ingress",
+        "parley-dialogue",
+        "parley-tokenizer",
+        "parley-generator",
+    }
+    assert found["POST /v1/responses"].parent == caller
+    assert found["tokenizer.encode_chat"].parent == found["dialogue.plan"].id
+    assert found["dialogue.plan"].parent == found["POST /v1/responses"].id
+    chat = found[f"chat {home.model()}"]
+    assert found["generate"].parent == chat.id
+    assert reply.id in chat.attributes["gen_ai.response.id"]
+    assert b"secret wish" not in b"".join(spans.raw)
 
 
 async def test_overload_is_refused_at_once_and_the_others_finish(ray_cluster: RayCluster) -> None:
