@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 import signal
 import subprocess
@@ -42,6 +43,7 @@ class RayCluster:
         environment: what they were started with.
         dashboard: URL of Ray's REST interface.
         mark: found in the environment of every process of it.
+        logs: folder of what Serve's parts write.
         spans: what its replicas trace.
     """
 
@@ -49,7 +51,14 @@ class RayCluster:
     environment: dict[str, str]
     dashboard: str
     mark: str
+    logs: Path
     spans: Receiver
+
+    def lines(self, deployment: str) -> list[dict[str, Any]]:
+        """Return the lines that a deployment's replicas have written as JSON."""
+        files = self.logs.glob(f"replica_parley_{deployment}_*.log")
+        lines = [line for file in files for line in file.read_text().splitlines()]
+        return [json.loads(line) for line in lines if line.startswith("{")]
 
     def command(self, name: str, *arguments: str) -> str:
         """Run one of Ray's commands and return what it says."""
@@ -120,7 +129,14 @@ def ray_cluster(new_home: Callable[[], ClusterHome], receiver: Receiver) -> Iter
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
     }
-    cluster = RayCluster(home, environment, f"http://127.0.0.1:{dashboard}", mark, receiver)
+    cluster = RayCluster(
+        home,
+        environment,
+        f"http://127.0.0.1:{dashboard}",
+        mark,
+        work / "ray" / "session_latest" / "logs" / "serve",
+        receiver,
+    )
     try:
         cluster.command(
             "ray",
@@ -218,6 +234,12 @@ async def test_without_redis_only_what_needs_it_is_refused(ray_cluster: RayClust
         turn = talk.turn(model, conversation, "Hello.", 4)
         assert await turn.ends(END_S) == "state_unavailable"
         await until(lambda: home.ready().get("status") == "degraded")
+        await until(
+            lambda: any(
+                line["deployment"] == "Dialogue" and line["message"].startswith("Redis at ")
+                for line in ray_cluster.lines("Dialogue")
+            )
+        )
         home.redis.start()
         assert await talk.turn(model, conversation, "Hello.", 4).ends(END_S) == DONE
         await until(lambda: home.ready().get("status") == "ready")
