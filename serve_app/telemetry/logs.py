@@ -59,7 +59,7 @@ def use(settings: TelemetrySettings, *, deployment: str, replica: str) -> None:
             replica=replica,
         )
     )
-    logging.getLogger(_PARLEY).setLevel(logging.DEBUG)  # what passes is Serve's to say
+    _follow_level(serve)
     root = logging.getLogger()
     if not any(isinstance(one, _ToServe) for one in root.handlers):
         root.addHandler(_ToServe())
@@ -68,8 +68,8 @@ def use(settings: TelemetrySettings, *, deployment: str, replica: str) -> None:
 class LogFilter(logging.Filter):
     """Stands in front of all that goes through a logger; see `use`.
 
-    Serve puts new handlers in when its `logging_config` changes. So the filter looks with each record
-    whether they write in the form that is wanted.
+    Serve puts new handlers in when its `logging_config` changes, and another level. So the filter looks
+    with each record whether they write in the form that is wanted.
     """
 
     def __init__(self, *, as_json: bool, quotes: bool, deployment: str, replica: str) -> None:
@@ -98,6 +98,7 @@ class LogFilter(logging.Filter):
         return self._masks.text(text)
 
     def _dress(self, logger: logging.Logger) -> None:
+        _follow_level(logger)
         for handler in logger.handlers:
             writer = handler
             if isinstance(handler, logging.handlers.MemoryHandler):
@@ -112,6 +113,13 @@ class LogFilter(logging.Filter):
             elif inner is not None and "JSON" not in type(inner).__name__:
                 # Serve's own JSON has whatever a record carries.
                 writer.setFormatter(_WithIds(inner))
+
+
+def _follow_level(serve: logging.Logger) -> None:
+    """Let Parley's own loggers make only records that Serve's level lets through."""
+    own = logging.getLogger(_PARLEY)
+    if own.level != serve.level:
+        own.setLevel(serve.level)
 
 
 class _ToServe(logging.Handler):

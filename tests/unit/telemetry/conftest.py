@@ -27,3 +27,4 @@ def replica_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rep
         handler.close()
     serve.handlers, serve.filters, level, serve.propagate, root.handlers = before
     serve.setLevel(level)
+    logging.getLogger("serve_app").setLevel(logging.NOTSET)
