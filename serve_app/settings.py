@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -37,6 +46,7 @@ __all__ = [
     "ResponsesSettings",
     "SamplingSettings",
     "Settings",
+    "TelemetrySettings",
     "TokenizerSettings",
     "deploy_folder",
     "drain_flag",
@@ -362,6 +372,50 @@ class MetricsSettings(_Section):
     )
 
 
+class TelemetrySettings(_Section):
+    """What Parley tells of its requests in traces and logs."""
+
+    traces: bool = Field(
+        default=False,
+        description="send spans of each request's way to an OpenTelemetry collector; takes "
+        "`pip install 'parley[otel]'`",
+    )
+    trace_endpoint: str = Field(
+        "http://127.0.0.1:4318/v1/traces",
+        description="where spans go, by OTLP over HTTP; credentials go into "
+        "OTEL_EXPORTER_OTLP_HEADERS of the environment",
+    )
+    trace_ratio: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="share of the requests that are traced, of those that come without a trace of "
+        "their own",
+    )
+    trace_text: bool = Field(
+        default=False,
+        description="put what people and the model say into spans, and what exceptions quote of it "
+        "into logs",
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text",
+        description="form of the replicas' logs: `json` is one object a line, `text` leaves it to "
+        "Serve's logging_config.encoding",
+    )
+
+    @field_validator("trace_endpoint")
+    @classmethod
+    def _endpoint_is_a_url(cls, endpoint: str) -> str:
+        if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", endpoint):
+            # It isn't quoted: it may hold a password.
+            msg = (
+                "give an http:// or https:// URL without user, password and query, such as "
+                "http://collector:4318/v1/traces"
+            )
+            raise ValueError(msg)
+        return endpoint
+
+
 class Settings(BaseSettings):
     """Everything that can be set. Sections are described by their own classes."""
 
@@ -385,6 +439,7 @@ class Settings(BaseSettings):
     encryption: EncryptionSettings = EncryptionSettings()
     auth: AuthSettings = AuthSettings()
     metrics: MetricsSettings = MetricsSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @classmethod
     def settings_customise_sources(

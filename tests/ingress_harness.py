@@ -13,7 +13,8 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +38,7 @@ from serve_app.generation.backends.simulated import SimulatedBackend
 from serve_app.generation.channels import FrameChannels
 from serve_app.generation.deployment import Generator
 from serve_app.generation.engine import Engine, EngineConfig
+from serve_app.generation.stream_spans import StreamSpans
 from serve_app.ingress.application import build_application
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.edge import EdgeMiddleware
@@ -45,7 +47,7 @@ from serve_app.ingress.remembering import Remembering
 from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
 from serve_app.ingress.stores import Stores
-from serve_app.messages.dialogue import PlanTurn, TurnPlan
+from serve_app.messages.dialogue import CommitTurn, PlanTurn, TurnPlan
 from serve_app.messages.generation import Admitted, Frame, GenerateRequest
 from serve_app.messages.tokenization import ChatEncoding, TokenizerInfo
 from serve_app.messages.tokenization import Message as ChatMessage
@@ -55,6 +57,8 @@ from serve_app.state.connection import RedisPool
 from serve_app.state.conversations import ConversationStore
 from serve_app.state.keys import KeyRing
 from serve_app.state.sealing import KeyFile, Seal
+from serve_app.telemetry.origin import current
+from serve_app.tokenization.deployment import Tokenizer
 from serve_app.tokenization.tokenizer import ChatTokenizer
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -65,6 +69,7 @@ PATIENCE_S = 20.0
 
 Result = TypeVar("Result")
 _Shell: Any = Generator.func_or_class  # type: ignore[attr-defined]
+_TokenizerShell: Any = Tokenizer.func_or_class  # type: ignore[attr-defined]
 
 _request: ContextVar[object | None] = ContextVar("request", default=None)
 _calls_of: dict[object, list[asyncio.Task[None]]] = {}
@@ -101,14 +106,19 @@ class Replica:
             backend,
             config,
             eos_token_ids=(EOS,),
-            deliver=lambda frames: self.channels.deliver(frames),
+            deliver=lambda frames: _Shell._deliver(self._shell, frames),
         )
+        self.spans = StreamSpans()
         self.channels = FrameChannels(
             asyncio.get_running_loop(), lambda subscriber: self.engine.cancel_subscriber(subscriber)
         )
         self.engine.start()
         self._shell = SimpleNamespace(
-            _engine=self.engine, _channels=self.channels, _replica=name, _settings=None
+            _engine=self.engine,
+            _channels=self.channels,
+            _spans=self.spans,
+            _replica=name,
+            _settings=None,
         )
 
     @property
@@ -200,7 +210,15 @@ class Dialogue(DialogueManager):
 
     async def plan(self, turn: PlanTurn) -> TurnPlan:
         self.before_plan()
-        return await super().plan(turn)
+        # As from another process: all that the manager knows is what it is told.
+        told = replace(turn, origin=current())
+        work = super().plan(told)
+        return await asyncio.get_running_loop().create_task(work, context=Context())
+
+    async def commit(self, turn: CommitTurn) -> None:
+        told = replace(turn, origin=current())
+        work = super().commit(told)
+        await asyncio.get_running_loop().create_task(work, context=Context())
 
     async def state_reachable(self) -> bool:
         try:
@@ -215,20 +233,28 @@ class AsyncTokenizer:
 
     def __init__(self, real: ChatTokenizer) -> None:
         self.real = real
+        self._shell = SimpleNamespace(_tokenizer=real)
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
-        return self.real.encode(text, add_special_tokens=add_special_tokens)
+        return await self._call("encode", text, add_special_tokens=add_special_tokens)
 
     async def decode(self, tokens: tuple[int, ...]) -> str:
-        return self.real.decode(tokens)
+        return await self._call("decode", tokens)
 
     async def count(self, texts: tuple[str, ...]) -> tuple[int, ...]:
-        return self.real.count(texts)
+        return await self._call("count", texts)
 
     async def encode_chat(
         self, messages: tuple[ChatMessage, ...], *, add_generation_prompt: bool = True
     ) -> ChatEncoding:
-        return self.real.encode_chat(messages, add_generation_prompt=add_generation_prompt)
+        return await self._call(
+            "encode_chat", messages, add_generation_prompt=add_generation_prompt
+        )
+
+    async def _call(self, method: str, *args: Any, **options: Any) -> Any:
+        """Call the deployment's own method, as from another process: all it knows is what it is told."""
+        call = getattr(_TokenizerShell, method)(self._shell, *args, **options, origin=current())
+        return await asyncio.get_running_loop().create_task(call, context=Context())
 
 
 class LikeServe:

@@ -28,6 +28,7 @@ from serve_app.routing.serving import prepare_served, require_engine, require_se
 from serve_app.state.connection import RedisPool, named_url
 from serve_app.state.sealing import key_file, open_seal
 from serve_app.state.server import RedisServer, find_redis_server
+from serve_app.telemetry.tracing import require_exporter
 
 __all__ = ["follow", "start"]
 
@@ -54,7 +55,7 @@ def start(
         The state of the run.
 
     Raises:
-        ConfigError: nothing serves the model's form, something runs here already, a port is busy, or
+        ConfigError: nothing serves the model's form, nothing sends traces, something runs here already, a port is busy, or
             a part does not start.
         ModelError: the model can't be had or prepared.
         TensorRTEngineError: it is to run on a GPU, and has no engine for that.
@@ -62,6 +63,7 @@ def start(
         OSError: the disk is full or a folder can't be written.
     """
     machine = require_servable(deployment.settings)
+    require_exporter(deployment.settings.telemetry)
     folder = RunFolder(home)
     with folder.locked():
         folder.create()

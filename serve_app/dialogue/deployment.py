@@ -13,13 +13,14 @@ from serve_app.errors import StateUnavailable
 from serve_app.messages.dialogue import CommitTurn, PersonaView, PlanTurn, SummaryPlan, TurnPlan
 from serve_app.messages.tokenization import ChatEncoding, Message
 from serve_app.routing.listening import listen_on_node_address
+from serve_app.routing.observing import observe_replica
 from serve_app.routing.remote_call import answer_of
-from serve_app.routing.reporting import report_replica
 from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import Settings, parley_home
 from serve_app.state.connection import RedisPool
 from serve_app.state.conversations import ConversationStore
 from serve_app.state.sealing import open_seal
+from serve_app.telemetry.origin import Origin, current, within
 
 __all__ = ["Dialogue"]
 
@@ -32,13 +33,15 @@ class _RemoteTokenizer:
 
     async def encode_chat(self, messages: tuple[Message, ...]) -> ChatEncoding:
         encoding: ChatEncoding = await answer_of(
-            lambda: self._handle.encode_chat.remote(messages), timeout_s=TOKENIZER_TIMEOUT_S
+            lambda: self._handle.encode_chat.remote(messages, origin=current()),
+            timeout_s=TOKENIZER_TIMEOUT_S,
         )
         return encoding
 
     async def count(self, texts: tuple[str, ...]) -> tuple[int, ...]:
         counts: tuple[int, ...] = await answer_of(
-            lambda: self._handle.count.remote(texts), timeout_s=TOKENIZER_TIMEOUT_S
+            lambda: self._handle.count.remote(texts, origin=current()),
+            timeout_s=TOKENIZER_TIMEOUT_S,
         )
         return counts
 
@@ -50,7 +53,7 @@ class Dialogue:
     def __init__(self, settings: Settings, tokenizer: DeploymentHandle) -> None:
         listen_on_node_address()
         count_from_zero()
-        report_replica("Dialogue", settings)
+        observe_replica("Dialogue", settings)
         self._redis = RedisPool.open(settings.redis, parley_home())
         personas = RunningPersonas(
             PersonaCatalog.of(settings.dialogue), IntentStore(parley_home() / "personas")
@@ -86,7 +89,8 @@ class Dialogue:
 
     async def plan_summary(self, tenant: str, conversation: str, item: str) -> SummaryPlan | None:
         """See `DialogueManager.plan_summary`."""
-        return await self._manager.plan_summary(tenant, conversation, item)
+        with within(Origin(conversation=conversation, tenant=tenant)):
+            return await self._manager.plan_summary(tenant, conversation, item)
 
     async def state_reachable(self) -> bool:
         """Whether Redis answers."""

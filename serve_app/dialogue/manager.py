@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
@@ -33,7 +34,8 @@ from serve_app.state.conversations import ConversationStore
 from serve_app.state.profiles import NewFact
 from serve_app.state.records import StoredItem
 from serve_app.state.turns import BegunTurn
-from serve_app.telemetry import metrics
+from serve_app.telemetry import metrics, tracing
+from serve_app.telemetry.origin import origin_of, within
 
 __all__ = ["DialogueManager", "count_from_zero"]
 
@@ -44,6 +46,9 @@ def count_from_zero() -> None:
         metrics.TURNS.labels(outcome)
     for action in get_args(Action):
         metrics.TURN_ACTIONS.labels(action)
+
+
+logger = logging.getLogger(__name__)
 
 
 class DialogueManager:
@@ -110,6 +115,19 @@ class DialogueManager:
                 limits don't allow the turn.
             PersonaNotFound: no persona has the name that the turn or its conversation gives.
         """
+        with within(origin_of(turn)), tracing.span("dialogue.plan", "server") as span:
+            planned = await self._planned(turn)
+            logger.debug(
+                "Planned a prompt of %d tokens; %d turns left out, %d go before.",
+                len(planned.prompt),
+                planned.turns_left_out,
+                planned.waits,
+            )
+            if span.recording:
+                span.set(_told(planned))
+            return planned
+
+    async def _planned(self, turn: PlanTurn) -> TurnPlan:
         # Before anything is begun: a wrong name leaves nothing behind.
         running = await self._running(turn.persona) if turn.persona else None
         begun = await self._begin(turn)
@@ -164,16 +182,18 @@ class DialogueManager:
             InvalidRequest: one of its items is in the conversation already.
             CommitUnknown: it may have been stored, or not.
         """
-        await self._store.turns.commit(
-            turn.tenant,
-            turn.conversation,
-            response=turn.response,
-            items=[_stored(item) for item in turn.items],
-            owner=turn.owner,
-            base=turn.base,
-            record=turn.record,
-            state=turn.state,
-        )
+        with within(origin_of(turn)), tracing.span("dialogue.commit", "server"):
+            await self._store.turns.commit(
+                turn.tenant,
+                turn.conversation,
+                response=turn.response,
+                items=[_stored(item) for item in turn.items],
+                owner=turn.owner,
+                base=turn.base,
+                record=turn.record,
+                state=turn.state,
+            )
+            logger.debug("Stored %d items of %s.", len(turn.items), turn.conversation)
 
     async def plan_summary(self, tenant: str, conversation: str, item: str) -> SummaryPlan | None:
         """Return what to ask the model for, so that all up to an item is summarised.
@@ -287,6 +307,16 @@ class DialogueManager:
             return (Message("system", both), *messages[1:])
         front = turn.instructions or ("" if begins_with_system else self._settings.persona)
         return (Message("system", front), *messages) if front else messages
+
+
+def _told(planned: TurnPlan) -> dict[str, int | bool]:
+    """Return what a span says of a plan."""
+    return {
+        "parley.prompt_tokens": len(planned.prompt),
+        "parley.turns_left_out": planned.turns_left_out,
+        "parley.turns_before": planned.waits,
+        "parley.fixed_reply": planned.reply is not None,
+    }
 
 
 def _common_beginning(messages: Sequence[Message]) -> str:

@@ -19,6 +19,7 @@ from serve_app.generation.channels import FrameChannels
 from serve_app.generation.engine import Engine, EngineConfig
 from serve_app.generation.engine_report import EngineReport
 from serve_app.generation.forecast import WorkRate, predicted_ttft_s
+from serve_app.generation.stream_spans import StreamSpans
 from serve_app.messages.generation import (
     Admitted,
     FinishReason,
@@ -30,7 +31,7 @@ from serve_app.models.store import PreparedModel
 from serve_app.models.tokenizer_files import TOKENIZER_FILE
 from serve_app.routing.draining import when_draining
 from serve_app.routing.listening import listen_on_node_address
-from serve_app.routing.reporting import report_replica
+from serve_app.routing.observing import observe_replica
 from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import Settings
 
@@ -53,7 +54,8 @@ class Generator:
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
         listen_on_node_address()
-        report_replica("Generator", settings)
+        observe_replica("Generator", settings)
+        self._spans = StreamSpans()
         self._settings = settings.generator
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._engine = await asyncio.to_thread(self._load, settings)
@@ -76,7 +78,12 @@ class Generator:
         affinity: str | None,  # noqa: ARG002  (read by the router)
     ) -> AsyncIterator[Admitted | Frame]:
         """Take a stream; then carry the subscriber's frames unless another call does already."""
-        self._engine.submit(request)
+        self._spans.begin(request)
+        try:
+            self._engine.submit(request)
+        except BaseException:
+            self._spans.forget(request)
+            raise
         # No await between these two: frames are dispatched on this loop, so none can be missed.
         carries = self._channels.open_stream(request.subscriber, request.stream)
         try:
@@ -144,8 +151,12 @@ class Generator:
             _backend(model, settings),
             EngineConfig.of(settings.generator, max_len=info.context_length),
             eos_token_ids=info.eos_token_ids,
-            deliver=lambda frames: self._channels.deliver(frames),
+            deliver=self._deliver,
         )
+
+    def _deliver(self, frames: Mapping[str, Frame]) -> None:
+        self._spans.deliver(frames)
+        self._channels.deliver(frames)
 
     async def _warm_up(self) -> None:
         """Compute one short reply, since Serve sends requests as soon as the constructor returns.

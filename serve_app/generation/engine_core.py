@@ -25,6 +25,7 @@ from serve_app.generation.sequence import Sequence
 from serve_app.generation.slots import Slots
 from serve_app.generation.steps_in_flight import StepsInFlight
 from serve_app.messages.generation import FinishReason
+from serve_app.telemetry.origin import origin_of, within
 
 __all__ = ["EngineCore"]
 
@@ -171,6 +172,9 @@ class EngineCore:
         if sequence.running and reason is not FinishReason.ERROR:
             self._keep_prefix(sequence)
         self.scheduler.remove(sequence)
+        if reason is FinishReason.ERROR:
+            with within(origin_of(sequence.request)):
+                logger.error("%s ended with %s", sequence.request.request_id, code)
         now = time.monotonic()
         self._outbox.finished(
             sequence.request, sequence.finished(reason, now, code=code, message=message)

@@ -20,7 +20,7 @@ from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
 from serve_app.ingress.stores import Stores
 from serve_app.routing.listening import listen_on_node_address, open_to_other_machines
-from serve_app.routing.reporting import report_replica
+from serve_app.routing.observing import observe_replica
 from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import Settings, drain_flag, parley_home
 from serve_app.state.connection import RedisPool
@@ -50,7 +50,7 @@ class Ingress:
         generator: DeploymentHandle,
     ) -> None:
         listen_on_node_address()
-        report_replica("Ingress", settings)
+        observe_replica("Ingress", settings)
         if os.environ.get(EDGE_VARIABLE) != EDGE:
             message = (
                 f"Ingress replicas need {EDGE_VARIABLE}={EDGE} in their environment: set it under "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 import orjson
@@ -11,9 +12,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.errors import as_parley_error, envelope, error_headers
 from serve_app.errors import ClientGone, IngressFull, ParleyError, ShuttingDown, Unauthorized
+from serve_app.ingress.arrival import origin_of_request, root_span, tell_end
 from serve_app.settings import Settings, drain_flag, parley_home
 from serve_app.state.keys import KeyRing
-from serve_app.telemetry import metrics
+from serve_app.telemetry import metrics, tracing
+from serve_app.telemetry.origin import named, within
 from serve_app.telemetry.outcomes import count_error
 
 __all__ = ["DEFAULT_TENANT", "NO_ROUTE", "OPEN_PATHS", "Gate", "answer_with_error", "tenant_of"]
@@ -48,6 +51,11 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        with within(origin_of_request(scope)), root_span(scope) as span:
+            await self._count(scope, receive, send, span)
+
+    async def _count(self, scope: Scope, receive: Receive, send: Send, span: tracing.Span) -> None:
+        began = time.monotonic()
         status = 499  # what is counted when the client leaves before the response starts
         started = False
 
@@ -57,15 +65,18 @@ class Gate:
                 status, started = message["status"], True
             await send(message)
 
+        code = ""
         metrics.REQUESTS_IN_PROGRESS.inc()
         try:
             await self._pass(scope, receive, counting_send)
         except asyncio.CancelledError:
             # That is how Serve ends a request whose client has left.
+            code = ClientGone.code
             count_error(ClientGone("The client left before the reply was done."))
             raise
         except Exception as error:
             told = as_parley_error(error)
+            code = told.code
             count_error(told)
             if type(told) is ParleyError:  # nothing that anybody foresaw
                 logger.exception("A request failed.")
@@ -74,10 +85,18 @@ class Gate:
             await answer_with_error(told, counting_send)
         finally:
             metrics.REQUESTS_IN_PROGRESS.dec()
-            metrics.REQUESTS.labels(_route(scope), status).inc()
+            route = _route(scope)
+            metrics.REQUESTS.labels(route, status).inc()
+            took = time.monotonic() - began
+            logger.debug(
+                "%s %s: %d%s in %.3f s", scope["method"], route, status, code and f" {code}", took
+            )
+            if span.recording:
+                tell_end(span, scope["method"], route, status, code)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope.setdefault("state", {})["tenant"] = self._tenant(scope)
+        tenant = scope.setdefault("state", {})["tenant"] = self._tenant(scope)
+        named(tenant=tenant)
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import time
 import uuid
@@ -17,6 +16,7 @@ from serve_app.errors import GeneratorLost, Overloaded, ParleyError, QueueFull
 from serve_app.ingress.streams import TokenStream
 from serve_app.messages.generation import Admitted, FinishReason, Frame, GenerateRequest
 from serve_app.telemetry import metrics
+from serve_app.telemetry.origin import Origin, detached
 
 __all__ = ["GeneratorClient", "GeneratorPort"]
 
@@ -127,7 +127,7 @@ class GeneratorClient:
         if self._watchdog is None:
             self._watchdog = self._spawn(self._watch())
         stream = TokenStream(request)
-        admission = self._spawn(self._admit(stream))
+        admission = self._spawn(self._admit(stream), request.origin)
         try:
             await asyncio.shield(admission)
         except BaseException:
@@ -301,7 +301,7 @@ class GeneratorClient:
             stream.replica = None
         if stream.wanted and stream.moves < self._max_moves:
             stream.moves += 1
-            self._spawn(self._move(stream, cause))
+            self._spawn(self._move(stream, cause), stream.origin)
         else:
             stream.fail(_lost())
 
@@ -346,8 +346,10 @@ class GeneratorClient:
         except Exception:  # noqa: BLE001  (a replica that is gone runs nothing that could be cancelled)
             return
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+    def _spawn(
+        self, work: Coroutine[Any, Any, None], origin: Origin | None = None
+    ) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, context=detached(origin))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

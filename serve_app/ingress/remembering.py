@@ -8,7 +8,6 @@ of them unsummarised asks for the summary again.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import secrets
 from collections.abc import Coroutine, Sequence
@@ -22,6 +21,7 @@ from serve_app.ingress.stores import Stores
 from serve_app.messages.generation import FinishReason, GenerateRequest, SamplingParams
 from serve_app.state.profiles import NewFact
 from serve_app.telemetry import metrics
+from serve_app.telemetry.origin import Origin, detached
 
 __all__ = ["LAST_PRIORITY", "Remembering"]
 
@@ -59,7 +59,8 @@ class Remembering:
     def learn(self, tenant: str, user: str, facts: Sequence[NewFact], *, response: str) -> None:
         """Write what a stored turn has said of its user, in a while."""
         if facts:
-            self._spawn(self._learn(tenant, user, facts, response))
+            origin = Origin(request=response, tenant=tenant)
+            self._spawn(self._learn(tenant, user, facts, response), origin)
 
     def summarise(self, tenant: str, conversation: str, item: str) -> None:
         """Summarise a conversation up to an item, in a while; not if too much waits already."""
@@ -67,7 +68,8 @@ class Remembering:
         if place in self._conversations or len(self._conversations) >= _MOST_WAITING:
             return
         self._conversations.add(place)
-        self._spawn(self._summarise(tenant, conversation, item))
+        origin = Origin(conversation=conversation, tenant=tenant)
+        self._spawn(self._summarise(tenant, conversation, item), origin)
 
     @property
     def busy(self) -> bool:
@@ -125,9 +127,9 @@ class Remembering:
             )
             metrics.MEMORY_TASKS.labels("summary", "kept").inc()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        # An empty context: Serve cancels what was called on behalf of a request that has ended.
-        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+    def _spawn(self, work: Coroutine[Any, Any, None], origin: Origin) -> None:
+        # A context of its own: Serve cancels what was called on behalf of a request that has ended.
+        task = asyncio.get_running_loop().create_task(work, context=detached(origin))
         self._tasks.add(task)
         task.add_done_callback(self._over)
 

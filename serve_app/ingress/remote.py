@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -14,6 +15,7 @@ from serve_app.messages.dialogue import CommitTurn, PersonaView, PlanTurn, Summa
 from serve_app.messages.generation import GenerateRequest
 from serve_app.messages.tokenization import Message
 from serve_app.routing.remote_call import answer_of
+from serve_app.telemetry.origin import current
 
 __all__ = ["RemoteDialogue", "RemoteGenerator", "RemoteTokenizer"]
 
@@ -27,7 +29,7 @@ class RemoteDialogue:
 
     async def plan(self, turn: PlanTurn) -> TurnPlan:
         """See `DialogueManager.plan`."""
-        return await self._call("plan", turn)
+        return await self._call("plan", replace(turn, origin=current()))
 
     async def commit(self, turn: CommitTurn) -> None:
         """See `DialogueManager.commit`."""
@@ -36,7 +38,7 @@ class RemoteDialogue:
             "conversation's items before sending it again."
         )
         unanswered = CommitUnknown(message, param="conversation")
-        await self._call("commit", turn, unanswered=unanswered)
+        await self._call("commit", replace(turn, origin=current()), unanswered=unanswered)
 
     async def persona(self, name: str | None) -> PersonaView:
         """See `DialogueManager.persona`."""
@@ -70,18 +72,23 @@ class RemoteTokenizer:
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """See `ChatTokenizer.encode`."""
-        return await self._call("encode", text, add_special_tokens=add_special_tokens)
+        return await self._call(
+            "encode", text, add_special_tokens=add_special_tokens, origin=current()
+        )
 
     async def decode(self, tokens: tuple[int, ...]) -> str:
         """See `ChatTokenizer.decode`."""
-        return await self._call("decode", tokens)
+        return await self._call("decode", tokens, origin=current())
 
     async def encode_chat(
         self, messages: tuple[Message, ...], *, add_generation_prompt: bool = True
     ) -> Any:
         """See `ChatTokenizer.encode_chat`."""
         return await self._call(
-            "encode_chat", messages, add_generation_prompt=add_generation_prompt
+            "encode_chat",
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            origin=current(),
         )
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:

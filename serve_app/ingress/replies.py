@@ -10,14 +10,16 @@ from dataclasses import dataclass, replace
 
 from serve_app.api.errors import deadline_exceeded, failure
 from serve_app.api.reply import Reply, TokenLogprob, Usage
-from serve_app.errors import GeneratorLost
+from serve_app.errors import GeneratorLost, ParleyError
 from serve_app.ingress.assembly import Delta, StreamAssembly
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.inference_span import Inference, InferenceSpan
 from serve_app.ingress.stop_strings import StopStrings
 from serve_app.ingress.streams import TokenStream
 from serve_app.messages.generation import Finished, FinishReason, GenerateRequest
 from serve_app.telemetry.metrics import STEP_BUCKETS
+from serve_app.telemetry.origin import Origin
 from serve_app.telemetry.reply_metrics import ReplyMetrics
 from serve_app.telemetry.tally import Tally
 
@@ -53,6 +55,7 @@ class ChoiceReply:
     Attributes:
         reply: the whole reply, once `deltas` has ended.
         finished: what it cost, likewise.
+        first_token_s: seconds from the request's arrival to its first token, once that has come.
     """
 
     __slots__ = (
@@ -63,6 +66,7 @@ class ChoiceReply:
         "_request",
         "_stream",
         "finished",
+        "first_token_s",
         "reply",
     )
 
@@ -83,6 +87,7 @@ class ChoiceReply:
         self._metrics = metrics
         self.reply: Reply | None = None
         self.finished: Finished | None = None
+        self.first_token_s: float | None = None
 
     async def deltas(self) -> AsyncIterator[list[Delta]]:
         """Yield the reply piece by piece: all that has come together since the last time, never [].
@@ -113,7 +118,7 @@ class ChoiceReply:
                 if first:
                     gaps.add(now - last)
                 else:
-                    first = now
+                    first = self.first_token_s = now
                     self._metrics.first_token(first)
                 last = now
             ready = [
@@ -191,6 +196,10 @@ class Generation:
         self._metrics = ReplyMetrics(model)
         self._streams: list[TokenStream] = []
         self.choices: list[ChoiceReply] = []
+        self._span: InferenceSpan | None = None
+        self._origin: Origin | None = None
+        self._model = ""
+        self._broken = ""
 
     @asynccontextmanager
     async def in_time(self, timeout_s: float | None = None) -> AsyncIterator[None]:
@@ -210,22 +219,36 @@ class Generation:
         except TimeoutError:
             raise deadline_exceeded() from None
 
-    async def open(self, requests: Sequence[GenerateRequest], stop: Sequence[str]) -> None:
+    async def open(
+        self,
+        requests: Sequence[GenerateRequest],
+        stop: Sequence[str],
+        inference: Inference | None = None,
+    ) -> None:
         """Submit one request per choice, each with the time that is left for it.
 
         The first one goes ahead, so that the others find its prompt in the cache and go to the
         same replica.
+
+        Args:
+            requests: one per choice.
+            stop: strings that end a reply.
+            inference: what it is, for traces; None tells them nothing.
 
         Raises:
             DeadlineExceeded: no time is left.
             ParleyError: a choice was refused; none runs then.
         """
         stops = StopStrings(stop) if stop else None
+        self._span = InferenceSpan(inference, requests)
+        self._origin = self._span.span.origin()
+        self._model = inference.model if inference is not None else ""
         try:
             async with self.in_time():
                 for request in requests:
                     await self._open(request, stops)
-        except BaseException:
+        except BaseException as error:
+            self._span.fail(error.code if isinstance(error, ParleyError) else "cancelled")
             self.close()
             raise
 
@@ -233,7 +256,7 @@ class Generation:
         left_s = self._limit_s - self._clock.since()
         if left_s <= 0:
             raise deadline_exceeded()
-        request = replace(request, timeout_s=left_s)
+        request = replace(request, timeout_s=left_s, origin=self._origin)
         stream = await self._client.open(request)
         self._streams.append(stream)
         assembly = StreamAssembly(
@@ -247,6 +270,22 @@ class Generation:
         """Cancel what still runs."""
         for stream in self._streams:
             self._client.close(stream)
+        span, self._span = self._span, None
+        if span is not None:
+            self._end(span)
+
+    def _end(self, span: InferenceSpan) -> None:
+        done = [choice for choice in self.choices if choice.finished is not None]
+        whole = bool(done) and len(done) == len(self.choices)
+        if not whole and self.choices:
+            span.fail(self._broken or "cancelled")
+        firsts = [each.first_token_s for each in self.choices if each.first_token_s is not None]
+        span.end(
+            model=self._model,
+            usage=self._cost(span.prompts) if whole else None,
+            replies=[each.reply for each in done if each.reply is not None],
+            first_token_s=min(firsts, default=None),
+        )
 
     async def deltas(self) -> AsyncIterator[tuple[int, list[Delta] | None]]:
         """Yield (choice, deltas) as they come, and (choice, None) when a choice is done.
@@ -254,11 +293,19 @@ class Generation:
         Raises:
             ParleyError: a choice broke off.
         """
-        if len(self.choices) == 1:
-            async for deltas in self.choices[0].deltas():
-                yield 0, deltas
-            yield 0, None
-            return
+        try:
+            if len(self.choices) == 1:
+                async for deltas in self.choices[0].deltas():
+                    yield 0, deltas
+                yield 0, None
+            else:
+                async for choice, some in self._merged():
+                    yield choice, some
+        except ParleyError as error:
+            self._broken = error.code
+            raise
+
+    async def _merged(self) -> AsyncIterator[tuple[int, list[Delta] | None]]:
         merged: asyncio.Queue[tuple[int, list[Delta] | Exception | None]] = asyncio.Queue()
 
         async def forward(index: int, choice: ChoiceReply) -> None:
@@ -300,15 +347,21 @@ class Generation:
         Args:
             prompts: how many prompts they answer, as many choices each, one prompt after the other.
         """
+        usage = self._cost(prompts)
+        self._metrics.request(
+            seconds=self._clock.since(),
+            prompt=usage.prompt_tokens,
+            cached=usage.cached_tokens,
+            completions=[
+                choice.finished.completion_tokens for choice in self.choices if choice.finished
+            ],
+        )
+        return usage
+
+    def _cost(self, prompts: int) -> Usage:
         finished = [choice.finished for choice in self.choices if choice.finished]
         each = len(finished) // prompts
         usage = Usage(0, 0, 0)
         for first in range(0, len(finished), each):
             usage += Usage.of(finished[first : first + each])
-        self._metrics.request(
-            seconds=self._clock.since(),
-            prompt=usage.prompt_tokens,
-            cached=usage.cached_tokens,
-            completions=[one.completion_tokens for one in finished],
-        )
         return usage

@@ -8,7 +8,6 @@ it is, it ends in one event. What is not stored ends with its reader.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -23,13 +22,16 @@ from serve_app.api.response_object import ResponseObject
 from serve_app.api.response_stream import ResponseStreamEncoder
 from serve_app.api.responses import ResponseRequest
 from serve_app.errors import ClientGone, ParleyError, ResponseCancelled, StateUnavailable
+from serve_app.ingress.inference_span import Inference
 from serve_app.ingress.replies import Generation
 from serve_app.ingress.services import Services, random_seed
 from serve_app.messages.dialogue import CommitTurn, Item, PlanTurn, TurnPlan
 from serve_app.messages.generation import FinishReason, GenerateRequest
 from serve_app.state.records import Record
 from serve_app.state.turns import TurnBegin, cancelled, lost
+from serve_app.telemetry.origin import current, detached
 from serve_app.telemetry.outcomes import count_error
+from serve_app.telemetry.tracing import takes_text
 
 __all__ = ["Asked", "ResponseRun"]
 
@@ -107,10 +109,10 @@ class ResponseRun:
             asked.request.to_messages(), created=asked.created, response=asked.response
         )
         self._set_stored(asked)
-        # An empty context: Serve cancels what was called on behalf of a request whose client has
+        # A context of its own: Serve cancels what was called on behalf of a request whose client has
         # left, and this goes on.
         self._task = asyncio.get_running_loop().create_task(
-            self._run(), context=contextvars.Context()
+            self._run(), context=detached(current())
         )
         self._inner: asyncio.Task[None] | None = None
 
@@ -268,7 +270,11 @@ class ResponseRun:
     async def _generated(self, plan: TurnPlan) -> tuple[Reply, Usage]:
         """Have the model write the reply, publishing it as it comes."""
         generation, request = self._generation, self.asked.request
-        await generation.open([self._generate_request(plan)], request.stop)
+        said = (request.to_messages() or plan.asked) if takes_text() else ()
+        inference = Inference(
+            "chat", self._services.model.model, said, request.stream, request.stop
+        )
+        await generation.open([self._generate_request(plan)], request.stop, inference)
         self._publish(self._encoder.start())
         self._accept()
         async for _, deltas in generation.deltas():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from serve_app.errors import ParleyError
 from serve_app.messages.generation import Begun, Finished, GenerateRequest, TokenLogprobs
+from serve_app.telemetry.origin import Origin
 
 __all__ = ["Arrived", "TokenStream"]
 
@@ -80,6 +81,11 @@ class TokenStream:
         """
         name = self._request.request_id
         return f"{name}+{self.moves}" if self.moves else name
+
+    @property
+    def origin(self) -> Origin | None:
+        """What it is generated for."""
+        return self._request.origin
 
     @property
     def left_s(self) -> float:

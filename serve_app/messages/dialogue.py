@@ -8,6 +8,7 @@ from typing import Any
 from serve_app.messages.tokenization import Message
 from serve_app.state.profiles import NewFact
 from serve_app.state.turns import TurnBegin
+from serve_app.telemetry.origin import Origin
 
 __all__ = ["NOBODY", "CommitTurn", "Item", "PersonaView", "PlanTurn", "SummaryPlan", "TurnPlan"]
 
@@ -27,6 +28,7 @@ class PlanTurn:
         persona: name of the persona that answers this turn; None takes the conversation's, else the
             settings'.
         takes_persona: whether a persona answers at all; chat completions have none.
+        origin: what it is done for, in logs and traces.
     """
 
     tenant: str
@@ -38,6 +40,7 @@ class PlanTurn:
     begin: TurnBegin | None = None
     persona: str | None = None
     takes_persona: bool = False
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,7 @@ class CommitTurn:
         base: id of the item behind which it goes; None takes the conversation's head.
         record: the response as it ended, to be kept with the turn; None keeps none.
         state: what is known of the conversation behind the turn, as it was planned.
+        origin: what it is done for, in logs and traces.
     """
 
     tenant: str
@@ -123,6 +127,7 @@ class CommitTurn:
     base: str | None = None
     record: dict[str, Any] | None = None
     state: dict[str, Any] | None = None
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)

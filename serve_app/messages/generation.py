@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from serve_app.telemetry.origin import Origin
+
 __all__ = [
     "Admitted",
     "Begun",
@@ -93,6 +95,7 @@ class GenerateRequest:
         moves: how often the stream has gone from one replica to another. One that has moved is part of
             a reply that somebody is reading: it goes before those that wait, and no full queue
             refuses it.
+        origin: what it is done for, in logs and traces.
     """
 
     request_id: str
@@ -105,6 +108,7 @@ class GenerateRequest:
     timeout_s: float | None = None
     affinity: str | None = None
     moves: int = 0
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)

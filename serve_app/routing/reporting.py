@@ -15,7 +15,7 @@ __all__ = ["may_see_metrics", "report_replica"]
 
 
 def report_replica(deployment: str, settings: Settings) -> None:
-    """Begin to report this process; call it from a replica's constructor.
+    """Begin to report this process.
 
     Args:
         deployment: whose replica it is.

@@ -27,6 +27,7 @@ from serve_app.state.records import (
     encode_conversation,
     encode_item,
 )
+from serve_app.state.redis_spans import redis_span
 from serve_app.state.scripts.conversations import (
     APPEND_ITEMS,
     DELETE_CONVERSATION,
@@ -220,7 +221,8 @@ class ConversationStore:
         self, tenant: str, conversation: str
     ) -> tuple[StoredConversation, tuple[StoredItem, ...]]:
         """Return a conversation and all its items, oldest first, in one round trip."""
-        _, body, *pairs = await self._scripts.run(LOAD, tenant, conversation)
+        with redis_span("load_conversation"):
+            _, body, *pairs = await self._scripts.run(LOAD, tenant, conversation)
         view = decode_conversation(self._seal, tenant, conversation, body)
         return view, self._items(tenant, conversation, pairs)
 

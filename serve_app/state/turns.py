@@ -39,6 +39,7 @@ from serve_app.state.records import (
     encode_item,
     seal_record,
 )
+from serve_app.state.redis_spans import redis_span
 from serve_app.state.scripts.turns import BEGIN, COMMIT
 
 __all__ = [
@@ -179,24 +180,25 @@ class TurnStore:
             if turn.new
             else b""
         )
-        (state, *rest), profile = await self._scripts.run_beside_profile(
-            turn.user,
-            BEGIN,
-            tenant,
-            conversation,
-            turn.response,
-            turn.owner,
-            round(turn.lease_s * 1000),
-            turn.on_busy,
-            turn.max_queued,
-            kind,
-            other,
-            draft,
-            user_digest(tenant, turn.user),
-            turn.claim or "",
-            body,
-            "1" if turn.chosen else "",
-        )
+        with redis_span("begin_turn"):
+            (state, *rest), profile = await self._scripts.run_beside_profile(
+                turn.user,
+                BEGIN,
+                tenant,
+                conversation,
+                turn.response,
+                turn.owner,
+                round(turn.lease_s * 1000),
+                turn.on_busy,
+                turn.max_queued,
+                kind,
+                other,
+                draft,
+                user_digest(tenant, turn.user),
+                turn.claim or "",
+                body,
+                "1" if turn.chosen else "",
+            )
         match state:
             case b"waits":
                 return BegunTurn(waits=int(rest[0]))
@@ -288,23 +290,23 @@ class TurnStore:
             if record is None
             else seal_record(self._seal, record, tenant, conversation, response)
         )
-        outcome = await self._answer_to_commit(
-            *self._scripts.command(
-                COMMIT,
-                tenant,
-                conversation,
-                self._scripts.max_items,
-                response,
-                owner,
-                "=head" if base is None else base,
-                sealed,
-                b""
-                if state is None or not items
-                else seal_state(self._seal, state, tenant, conversation, items[-1].id),
-                leading_system(items),
-                *pairs,
-            )
+        command = self._scripts.command(
+            COMMIT,
+            tenant,
+            conversation,
+            self._scripts.max_items,
+            response,
+            owner,
+            "=head" if base is None else base,
+            sealed,
+            b""
+            if state is None or not items
+            else seal_state(self._seal, state, tenant, conversation, items[-1].id),
+            leading_system(items),
+            *pairs,
         )
+        with redis_span("commit_turn"):
+            outcome = await self._answer_to_commit(*command)
         self._scripts.require_found(outcome, conversation)
         match outcome:
             case b"clash":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ import httpx
 import pytest
 import yaml
 from cluster_home import ClusterHome, processes_of, wait_for
+from otlp_receiver import Receiver, otlp_receiver
 from streaming import DONE, talking
 
 from serve_app.cluster.deploy_file import default_deploy_file
@@ -42,12 +44,22 @@ class RayCluster:
         environment: what they were started with.
         dashboard: URL of Ray's REST interface.
         mark: found in the environment of every process of it.
+        logs: folder of what Serve's parts write.
+        spans: what its replicas trace.
     """
 
     home: ClusterHome
     environment: dict[str, str]
     dashboard: str
     mark: str
+    logs: Path
+    spans: Receiver
+
+    def lines(self, deployment: str) -> list[dict[str, Any]]:
+        """Return the lines that a deployment's replicas have written as JSON."""
+        files = self.logs.glob(f"replica_parley_{deployment}_*.log")
+        lines = [line for file in files for line in file.read_text().splitlines()]
+        return [json.loads(line) for line in lines if line.startswith("{")]
 
     def command(self, name: str, *arguments: str) -> str:
         """Run one of Ray's commands and return what it says."""
@@ -78,7 +90,13 @@ class RayCluster:
 
 
 @pytest.fixture(scope="module")
-def ray_cluster(new_home: Callable[[], ClusterHome]) -> Iterator[RayCluster]:
+def receiver() -> Iterator[Receiver]:
+    with otlp_receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(new_home: Callable[[], ClusterHome], receiver: Receiver) -> Iterator[RayCluster]:
     home = new_home()
     home.folder.create()
     redis = home.redis.start()
@@ -101,6 +119,9 @@ def ray_cluster(new_home: Callable[[], ClusterHome]) -> Iterator[RayCluster]:
         "PARLEY_GENERATOR_SLOTS": str(SLOTS),
         "PARLEY_GENERATOR_MAX_QUEUED": str(QUEUED),
         "PARLEY_GENERATOR_DRAIN_TIMEOUT_S": "1",
+        "PARLEY_TELEMETRY_TRACES": "true",
+        "PARLEY_TELEMETRY_TRACE_ENDPOINT": receiver.endpoint,
+        "PARLEY_TELEMETRY_LOG_FORMAT": "json",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(home.folder.token_file),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -116,7 +137,14 @@ def ray_cluster(new_home: Callable[[], ClusterHome]) -> Iterator[RayCluster]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
     }
-    cluster = RayCluster(home, environment, f"http://127.0.0.1:{dashboard}", mark)
+    cluster = RayCluster(
+        home,
+        environment,
+        f"http://127.0.0.1:{dashboard}",
+        mark,
+        work / "ray" / "session_latest" / "logs" / "serve",
+        receiver,
+    )
     try:
         cluster.command(
             "ray",
@@ -144,6 +172,37 @@ async def test_serve_deploy_takes_the_file_and_it_serves(ray_cluster: RayCluster
             max_tokens=16,
         )
     assert "Paris" in (reply.choices[0].message.content or "")
+
+
+async def test_one_requests_spans_come_from_all_deployments(
+    ray_cluster: RayCluster,
+) -> None:
+    trace, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    home, spans = ray_cluster.home, ray_cluster.spans
+    with home.client() as client:
+        reply = client.responses.create(
+            model=home.model(),
+            input="My secret wish is to see whales.",
+            max_output_tokens=8,
+            extra_headers={"traceparent": f"00-{trace}-{caller}-01"},
+        )
+    names = {"POST /v1/responses", "generate", "decode", "tokenizer.encode_chat"}
+    names |= {"redis begin_turn", "redis commit_turn", "dialogue.plan", "dialogue.commit"}
+    wait_for(lambda: names <= spans.trace(trace).keys())
+    found = spans.trace(trace)
+    assert {found[name].service for name in names} == {
+        "parley-ingress",
+        "parley-dialogue",
+        "parley-tokenizer",
+        "parley-generator",
+    }
+    assert found["POST /v1/responses"].parent == caller
+    assert found["tokenizer.encode_chat"].parent == found["dialogue.plan"].id
+    assert found["dialogue.plan"].parent == found["POST /v1/responses"].id
+    chat = found[f"chat {home.model()}"]
+    assert found["generate"].parent == chat.id
+    assert reply.id in chat.attributes["gen_ai.response.id"]
+    assert b"secret wish" not in b"".join(spans.raw)
 
 
 async def test_overload_is_refused_at_once_and_the_others_finish(ray_cluster: RayCluster) -> None:
@@ -183,6 +242,12 @@ async def test_without_redis_only_what_needs_it_is_refused(ray_cluster: RayClust
         turn = talk.turn(model, conversation, "Hello.", 4)
         assert await turn.ends(END_S) == "state_unavailable"
         await until(lambda: home.ready().get("status") == "degraded")
+        await until(
+            lambda: any(
+                line["deployment"] == "Dialogue" and line["message"].startswith("Redis at ")
+                for line in ray_cluster.lines("Dialogue")
+            )
+        )
         home.redis.start()
         assert await talk.turn(model, conversation, "Hello.", 4).ends(END_S) == DONE
         await until(lambda: home.ready().get("status") == "ready")

@@ -17,11 +17,13 @@ from serve_app.api.sse import DONE
 from serve_app.errors import InvalidRequest
 from serve_app.ingress.event_stream import EventStream
 from serve_app.ingress.gate import tenant_of
+from serve_app.ingress.inference_span import Inference
 from serve_app.ingress.json_response import JsonResponse
 from serve_app.ingress.replies import Generation
 from serve_app.ingress.services import Services, random_seed
 from serve_app.messages.dialogue import PlanTurn, TurnPlan
 from serve_app.messages.generation import GenerateRequest
+from serve_app.telemetry.origin import named
 
 __all__ = ["chat_routes"]
 
@@ -39,16 +41,18 @@ def chat_routes(services: Services) -> APIRouter:
         )
         services.check_model(body.model)
         check_size(body, services)
+        completion, created = chat_completion_id(), int(time.time())
+        named(request=completion)
+        messages = body.to_messages()
         async with generation.in_time(body.timeout):
             plan = await services.dialogue.plan(
                 PlanTurn(
                     tenant=tenant_of(request.scope),
-                    messages=body.to_messages(),
+                    messages=messages,
                     max_tokens=body.token_limit,
                     truncate=body.truncation == "auto",
                 )
             )
-        completion, created = chat_completion_id(), int(time.time())
         requests = choice_requests(body, plan, completion, services)
         extras = Extras(turns_left_out=plan.turns_left_out)
         encoders = [
@@ -61,7 +65,10 @@ def chat_routes(services: Services) -> APIRouter:
             )
             for choice in range(body.n)
         ]
-        await generation.open(requests, body.stop)
+        inference = Inference(
+            "chat", services.model.model, messages, streams=body.stream, stop=body.stop
+        )
+        await generation.open(requests, body.stop, inference)
         if not body.stream:
             try:
                 replies = await generation.replies()

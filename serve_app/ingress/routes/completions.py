@@ -17,10 +17,13 @@ from serve_app.api.reply import Extras
 from serve_app.api.sse import DONE
 from serve_app.errors import ContextLengthExceeded, InvalidRequest
 from serve_app.ingress.event_stream import EventStream
+from serve_app.ingress.inference_span import Inference
 from serve_app.ingress.json_response import JsonResponse
 from serve_app.ingress.replies import Generation
 from serve_app.ingress.services import Services, random_seed
 from serve_app.messages.generation import GenerateRequest
+from serve_app.messages.tokenization import Message
+from serve_app.telemetry.origin import named
 
 __all__ = ["completion_routes"]
 
@@ -38,6 +41,7 @@ def completion_routes(services: Services) -> APIRouter:
         body = parse_body(await request.body(), CompletionRequest, max_depth=limits.max_json_depth)
         services.check_model(body.model)
         completion, created = completion_id(), int(time.time())
+        named(request=completion)
         async with generation.in_time(body.timeout):
             requests = await _requests(body, completion, services)
         encoders = [
@@ -50,7 +54,15 @@ def completion_routes(services: Services) -> APIRouter:
             )
             for choice in range(len(requests))
         ]
-        await generation.open(requests, body.stop)
+        inference = Inference(
+            "text_completion",
+            services.model.model,
+            [Message("user", prompt) for prompt in body.prompt if isinstance(prompt, str)],
+            streams=body.stream,
+            stop=body.stop,
+            prompts=len(body.prompt),
+        )
+        await generation.open(requests, body.stop, inference)
         if not body.stream:
             try:
                 replies = await generation.replies()

@@ -38,6 +38,7 @@ from serve_app.ingress.stored_items import as_items
 from serve_app.messages.dialogue import Item
 from serve_app.state.idempotency import in_flight
 from serve_app.state.keyspace import conversation_of, new_conversation_id, new_response_id
+from serve_app.telemetry.origin import named
 
 __all__ = ["response_routes"]
 
@@ -56,6 +57,7 @@ def response_routes(services: Services, runs: Runs) -> APIRouter:
         body = parse_body(await request.body(), ResponseRequest, max_depth=depth)
         services.check_model(body.model)
         asked = asked_by(body, tenant_of(request.scope), stored_by_default=_stores(services))
+        named(request=asked.response, conversation=asked.place)
         key = idempotency_key(request)
         if key is None or not asked.joins:
             return await answer(runs.start(asked))
@@ -72,6 +74,7 @@ def response_routes(services: Services, runs: Runs) -> APIRouter:
         if claim.subject != asked.response:
             place = conversation_of(claim.subject)
             asked = replace(asked, response=claim.subject, place=place)
+            named(request=asked.response, conversation=asked.place)
             if (before := await _answered_before(asked)) is not None:
                 return before
         return await answer(runs.start(replace(asked, claim=claim.key)))

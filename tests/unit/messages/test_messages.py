@@ -31,6 +31,7 @@ from serve_app.messages.generation import (
     TokenLogprobs,
 )
 from serve_app.messages.tokenization import ChatEncoding, Message, TokenizerInfo
+from serve_app.telemetry.origin import Origin
 
 ITEM = Item("msg_1", "user", "a\u2028b\0", response="resp_1", created_at=7)
 SAMPLING = SamplingParams(
@@ -38,7 +39,13 @@ SAMPLING = SamplingParams(
 )
 FINISHED = Finished(3, FinishReason.ERROR, 10, 4, 2, 0.1, 0.2, 0.3, "generator_lost", "It died.")
 MESSAGES = [
-    PlanTurn("t", (Message("user", "Hi.", name="Ada"),), conversation="conv_1", truncate=False),
+    PlanTurn(
+        "t",
+        (Message("user", "Hi.", name="Ada"),),
+        conversation="conv_1",
+        truncate=False,
+        origin=Origin("resp_1", tenant="t"),
+    ),
     TurnPlan((1, 2), 5, 1, "conv_1"),
     ITEM,
     CommitTurn("t", "conv_1", "resp_1", (ITEM,)),
