@@ -23,6 +23,8 @@ __all__ = ["haproxy_binary", "launch", "main"]
 _ROUTED = "routed.cfg"
 _REFUSAL = "refusal.http"
 _RELOADS = "-sf"
+# Names the launcher, to Serve and to everybody who looks for an HAProxy.
+_ITSELF = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _HEAD_MS = 10_000  # the default of `ingress.read_timeout_s`
 
 
@@ -31,10 +33,12 @@ def main() -> None:
     given = sys.argv[1:]
     place = given.index("--") + 1 if "--" in given else 0
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--binary")
     parser.add_argument("--head-ms", type=int, default=_HEAD_MS)
     parser.add_argument("--on-loopback", type=int, nargs="*", default=())
     options = parser.parse_args(given[: max(place - 1, 0)])
-    if (binary := haproxy_binary()) is None:
+    os.environ.pop(_ITSELF, None)
+    if (binary := options.binary or haproxy_binary()) is None:
         sys.exit("No HAProxy is here: `pip install 'ray[serve]'` brings one.")
     amendments = Amendments(head_ms=options.head_ms, on_loopback=options.on_loopback)
     launch(binary, given[place:], amendments)

@@ -117,9 +117,9 @@ class RayHead:
             # Time for the proxy to hear that an Ingress replica is leaving; it hears within 0.3 s.
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         }
-        if haproxy_binary() is not None:
+        if binary := haproxy_binary():
             script = self._work_folder / "haproxy"
-            self._write_haproxy_script(script, settings.ingress.read_timeout_s)
+            self._write_haproxy_script(script, binary, settings.ingress.read_timeout_s)
             # A proxy that was replaced while streams ran through it must outlive them.
             longest_stream = int(settings.ingress.request_timeout_s) + 30
             kept |= {
@@ -168,10 +168,10 @@ class RayHead:
             raise ConfigError(msg)
         self._folder.link_logs(self._work_folder)
 
-    def _write_haproxy_script(self, script: Path, read_timeout_s: float) -> None:
+    def _write_haproxy_script(self, script: Path, binary: str, read_timeout_s: float) -> None:
         launcher = [
             *(sys.executable, "-P", "-m", "serve_app.cluster.haproxy_launcher"),
-            *("--head-ms", str(max(1, round(read_timeout_s * 1000)))),
+            *("--binary", binary, "--head-ms", str(max(1, round(read_timeout_s * 1000)))),
             *("--on-loopback", str(self._ports.proxy_metrics), str(self._ports.proxy_stats)),
         ]
         script.write_text(f'#!/bin/sh\nexec {shlex.join(launcher)} -- "$@"\n')

@@ -144,9 +144,9 @@ async def front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         mark, Settings.load(), "redis://"
     )
     monkeypatch.setenv(MARK, mark)
-    monkeypatch.setattr(
-        haproxy, "RAY_SERVE_HAPROXY_BINARY_PATH", environment["RAY_SERVE_HAPROXY_BINARY_PATH"]
-    )
+    launcher = "RAY_SERVE_HAPROXY_BINARY_PATH"
+    monkeypatch.setenv(launcher, environment[launcher])
+    monkeypatch.setattr(haproxy, launcher, environment[launcher])
     replicas, servers = [Replica(), Replica()], []
     for replica in replicas:
         server = await asyncio.start_server(replica.answer, "127.0.0.1", 0)
@@ -327,3 +327,18 @@ async def test_what_may_have_been_stored_is_not_sent_to_another_replica(front: F
         replica.dies = True
     assert await Visitor(f"{front.url}/v1/responses").ask("POST") == 503
     assert sum(len(replica.asked) for replica in front.replicas) == 1
+
+
+async def test_the_command_for_other_ray_clusters_finds_haproxy_and_not_itself(
+    front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = tmp_path / "parley-haproxy"
+    module = "serve_app.cluster.haproxy_launcher"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -P -m {module} "$@"\n')
+    command.chmod(0o700)
+    launcher = "RAY_SERVE_HAPROXY_BINARY_PATH"
+    monkeypatch.setenv(launcher, str(command))
+    monkeypatch.setattr(haproxy, launcher, str(command))
+    await front.deployed()
+    await asyncio.to_thread(front.kill)
+    assert await Visitor(front.url).answered() < STANDS_IN_S
