@@ -22,6 +22,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from serve_app.errors import ConfigError, StateUnavailable
 from serve_app.settings import RedisSettings
 from serve_app.state.server import RedisServer
+from serve_app.telemetry import ledger
 
 __all__ = ["AnswerLost", "RedisPool"]
 
@@ -120,6 +121,7 @@ class RedisPool:
         Raises:
             StateUnavailable: Redis can't be reached, is too slow, or refuses to serve.
         """
+        began = time.perf_counter()
         try:
             # The limit spans waiting for a connection, connecting, and every retry.
             async with asyncio.timeout(self._timeout_s):
@@ -133,6 +135,8 @@ class RedisPool:
         except OSError as error:
             reason = f"can't be reached ({error.strerror or type(error).__name__})"
             raise self._unavailable(reason, "check that it runs and the address is right") from None
+        finally:
+            ledger.waited(time.perf_counter() - began)
 
     async def ask_once(self, *command: Any) -> Any:
         """Send a command, not a second time whatever happens, and return its answer.

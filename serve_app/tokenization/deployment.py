@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ray import serve
 
-from serve_app.messages.tokenization import ChatEncoding, Message, TokenizerInfo
+from serve_app.messages.tokenization import ChatEncoding, Message, TextEncoding, TokenizerInfo
 from serve_app.routing.listening import listen_on_node_address
 from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import Settings
@@ -35,6 +35,10 @@ class Tokenizer:
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """See `ChatTokenizer.encode`."""
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    async def encode_text(self, text: str) -> TextEncoding:
+        """See `ChatTokenizer.encode_text`."""
+        return self._tokenizer.encode_text(text)
 
     async def decode(self, tokens: Sequence[int]) -> str:
         """See `ChatTokenizer.decode`."""
