@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 from tokenizers import Tokenizer as TokenizerFile
 
 from serve_app.errors import ConfigError
+from serve_app.ingress.accounts import Accounts
 from serve_app.ingress.application import build_application
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.edge import use_limits
@@ -68,6 +69,7 @@ class Ingress:
             raise ConfigError(message)
         use_limits(settings.ingress)
         model = served_model(settings)
+        info = tokenizer_info(model, settings)
         generators = RemoteGenerator(generator, timeout_s=UNARY_TIMEOUT_S)
         client = GeneratorClient(
             generators,
@@ -86,7 +88,7 @@ class Ingress:
         remote_dialogue = RemoteDialogue(dialogue, timeout_s=UNARY_TIMEOUT_S)
         self._services = Services(
             settings=settings,
-            model=tokenizer_info(model, settings),
+            model=info,
             table=table,
             generators=client,
             generator_stats=generators,
@@ -95,6 +97,7 @@ class Ingress:
             keys=keys,
             stores=stores,
             remembering=Remembering(client, table, remote_dialogue, stores),
+            accounts=Accounts(stores.accounts, model=info.model, kept=settings.accounts.kept),
         )
         self._runs = Runs(self._services)
 

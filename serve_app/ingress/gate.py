@@ -11,9 +11,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.errors import as_parley_error, envelope, error_headers
 from serve_app.errors import ClientGone, Overloaded, ParleyError, Unauthorized
+from serve_app.ingress.accounts import Accounts
+from serve_app.ingress.request_account import RequestAccount
 from serve_app.settings import Settings, drain_flag, parley_home
 from serve_app.state.keys import KeyRing
-from serve_app.telemetry import metrics
+from serve_app.telemetry import ledger, metrics
 
 __all__ = ["DEFAULT_TENANT", "OPEN_PATHS", "Gate", "answer_with_error", "tenant_of"]
 
@@ -31,12 +33,13 @@ def tenant_of(scope: Scope) -> str:
 
 
 class Gate:
-    """ASGI middleware around all routes: keys, a bound on what runs at once, counts, errors."""
+    """ASGI middleware around all routes: keys, a bound on what runs at once, counts, errors, accounts."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, keys: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, keys: KeyRing, accounts: Accounts) -> None:
         self._app = app
         self._settings = settings
         self._keys = keys
+        self._accounts = accounts
         self._drain_flag = drain_flag(parley_home())
         self._running = 0
 
@@ -55,15 +58,19 @@ class Gate:
             await send(message)
 
         metrics.REQUESTS_IN_PROGRESS.inc()
+        account = RequestAccount.of(scope, self._accounts.take)
+        kept = ledger.use(account)
         try:
-            await self._pass(scope, receive, counting_send)
+            await self._pass(scope, receive, counting_send, account)
         except asyncio.CancelledError:
             # That is how Serve ends a request whose client has left.
             metrics.ERRORS.labels(ClientGone.code).inc()
+            account.error = ClientGone.code
             raise
         except Exception as error:
             told = as_parley_error(error)
             metrics.ERRORS.labels(told.code).inc()
+            account.error = told.code
             if type(told) is ParleyError:  # nothing that anybody foresaw
                 logger.exception("A request failed.")
             if started:
@@ -72,9 +79,13 @@ class Gate:
         finally:
             metrics.REQUESTS_IN_PROGRESS.dec()
             metrics.REQUESTS.labels(_route(scope), status).inc()
+            ledger.reset(kept)
+            account.release()
 
-    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope.setdefault("state", {})["tenant"] = self._tenant(scope)
+    async def _pass(
+        self, scope: Scope, receive: Receive, send: Send, account: RequestAccount
+    ) -> None:
+        account.tenant = scope.setdefault("state", {})["tenant"] = self._tenant(scope)
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return

@@ -13,7 +13,9 @@ from serve_app.api.reply import Reply, TokenLogprob, Usage
 from serve_app.errors import GeneratorLost
 from serve_app.ingress.assembly import Delta, StreamAssembly
 from serve_app.ingress.detokenizer import TokenTable
+from serve_app.ingress.generation_account import book_generation
 from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.request_account import current_account
 from serve_app.ingress.stop_strings import StopStrings
 from serve_app.ingress.streams import TokenStream
 from serve_app.messages.generation import Finished, FinishReason, GenerateRequest
@@ -149,6 +151,10 @@ class Generation:
         client: opens streams.
         table: the model's tokens.
         limit_s: seconds from now in which any request must be done.
+
+    Attributes:
+        account: that of the request on whose behalf it was made.
+        choices: what has been opened.
     """
 
     def __init__(self, client: GeneratorClient, table: TokenTable, *, limit_s: float) -> None:
@@ -157,6 +163,8 @@ class Generation:
         self._limit_s = limit_s
         self._clock = _Clock(time.perf_counter())
         self._streams: list[TokenStream] = []
+        self._opened_at: float | None = None
+        self.account = current_account()
         self.choices: list[ChoiceReply] = []
 
     @asynccontextmanager
@@ -188,6 +196,7 @@ class Generation:
             ParleyError: a choice was refused; none runs then.
         """
         stops = StopStrings(stop) if stop else None
+        self._opened_at = time.perf_counter()
         try:
             async with self.in_time():
                 for request in requests:
@@ -210,8 +219,15 @@ class Generation:
 
     def close(self) -> None:
         """Cancel what still runs."""
+        self._book()
         for stream in self._streams:
             self._client.close(stream)
+
+    def _book(self) -> None:
+        """Put what has been generated to the account, once."""
+        if self._opened_at is not None:
+            book_generation(self.account, self._opened_at, self._streams)
+            self._opened_at = None
 
     async def deltas(self) -> AsyncIterator[tuple[int, list[Delta] | None]]:
         """Yield (choice, deltas) as they come, and (choice, None) when a choice is done.
@@ -270,6 +286,8 @@ class Generation:
         usage = Usage(0, 0, 0)
         for first in range(0, len(finished), each):
             usage += Usage.of(finished[first : first + each])
+        self._book()
+        self.account.usage, self.account.choices = usage, len(self.choices)
         metrics.E2E_SECONDS.observe(self._clock.since())
         metrics.PROMPT_TOKENS.inc(usage.prompt_tokens)
         metrics.CACHED_TOKENS.inc(usage.cached_tokens)

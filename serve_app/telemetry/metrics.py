@@ -10,22 +10,26 @@ __all__ = [
     "CACHED_TOKENS",
     "CACHE_TOKENS",
     "COMPLETION_TOKENS",
+    "DECODE_SECONDS",
     "E2E_SECONDS",
     "ERRORS",
     "INTER_TOKEN_SECONDS",
     "MOVES",
     "MOVE_SECONDS",
+    "PREFILL_SECONDS",
     "PROMPT_TOKENS",
     "QUEUE_SECONDS",
     "REQUESTS",
     "REQUESTS_IN_PROGRESS",
     "SLOTS",
+    "STAGE_SECONDS",
     "STREAMS_RUNNING",
     "STREAMS_WAITING",
     "TTFT_SECONDS",
 ]
 
 _LATENCY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_PART = (0.0001, 0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0)
 _STEP = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0)
 
 REQUESTS = Counter(
@@ -56,6 +60,24 @@ E2E_SECONDS = Histogram(
 )
 QUEUE_SECONDS = Histogram(
     "parley_request_queue_time_seconds", "From submission to a slot.", buckets=_LATENCY
+)
+PREFILL_SECONDS = Histogram(
+    "parley_request_prefill_time_seconds",
+    "From a slot to the first token.",
+    ["model_name"],
+    buckets=_LATENCY,
+)
+DECODE_SECONDS = Histogram(
+    "parley_request_decode_time_seconds",
+    "From the first token to the last one, at the generator.",
+    ["model_name"],
+    buckets=_LATENCY,
+)
+STAGE_SECONDS = Histogram(
+    "parley_stage_seconds",
+    "Where the time of requests went: transfer and compute of each stage.",
+    ["stage", "part"],
+    buckets=_PART,
 )
 MOVES = Counter(
     "parley_stream_moves",

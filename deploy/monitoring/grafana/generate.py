@@ -138,6 +138,23 @@ SERVICE: dict[str, tuple[Panel, ...]] = {
             "Grows with the length of replies.",
         ),
     ),
+    "Where the time goes": (
+        Panel(
+            "Requests computed, by stage",
+            "short",
+            (rate("parley_stage_seconds_sum", "{{stage}}", "stage", 'part="compute"'),),
+            "Seconds spent per second: so many requests are in the stage at once. docs/latency.md "
+            "says what each stage is.",
+            stacked=True,
+        ),
+        Panel(
+            "Requests on their way, by stage",
+            "short",
+            (rate("parley_stage_seconds_sum", "{{stage}}", "stage", 'part="transfer"'),),
+            "Grows where the network, Redis, a busy event loop or clients are slow.",
+            stacked=True,
+        ),
+    ),
     "Load": (
         Panel(
             "Requests in progress",
@@ -178,6 +195,18 @@ ENGINE: dict[str, tuple[Panel, ...]] = {
             "s",
             quantiles("parley_request_queue_time_seconds"),
             "From submission to a slot: the part of the time to first token that more slots end.",
+        ),
+        Panel(
+            "Prefill time",
+            "s",
+            quantiles("parley_request_prefill_time_seconds"),
+            "From a slot to the first token. Grows with prompts that are in no cache.",
+        ),
+        Panel(
+            "Decode time",
+            "s",
+            quantiles("parley_request_decode_time_seconds"),
+            "From the first token to the last one. Grows with the length of replies.",
         ),
     ),
     "Tokens": (

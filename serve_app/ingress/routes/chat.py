@@ -17,7 +17,7 @@ from serve_app.api.sse import DONE
 from serve_app.errors import InvalidRequest
 from serve_app.ingress.event_stream import EventStream
 from serve_app.ingress.gate import tenant_of
-from serve_app.ingress.json_response import JsonResponse
+from serve_app.ingress.json_response import accounted
 from serve_app.ingress.replies import Generation
 from serve_app.ingress.services import Services, random_seed
 from serve_app.messages.dialogue import PlanTurn, TurnPlan
@@ -39,35 +39,40 @@ def chat_routes(services: Services) -> APIRouter:
         )
         services.check_model(body.model)
         check_size(body, services)
-        async with generation.in_time(body.timeout):
-            plan = await services.dialogue.plan(
-                PlanTurn(
-                    tenant=tenant_of(request.scope),
-                    messages=body.to_messages(),
-                    max_tokens=body.token_limit,
-                    truncate=body.truncation == "auto",
-                )
-            )
         completion, created = chat_completion_id(), int(time.time())
-        requests = choice_requests(body, plan, completion, services)
-        extras = Extras(turns_left_out=plan.turns_left_out)
-        encoders = [
-            ChatStreamEncoder(
-                completion=completion,
-                model=services.model.model,
-                created=created,
-                choice=choice,
-                include_usage=body.include_usage,
-            )
-            for choice in range(body.n)
-        ]
+        account = generation.account
+        account.begin("chat.completions", completion)
+        async with generation.in_time(body.timeout):
+            with account.hop("plan") as hop:
+                plan = await services.dialogue.plan(
+                    PlanTurn(
+                        tenant=tenant_of(request.scope),
+                        messages=body.to_messages(),
+                        max_tokens=body.token_limit,
+                        truncate=body.truncation == "auto",
+                    )
+                )
+                hop.answered(plan)
+        with account.stage("submit"):
+            requests = choice_requests(body, plan, completion, services)
+            extras = Extras(turns_left_out=plan.turns_left_out)
+            encoders = [
+                ChatStreamEncoder(
+                    completion=completion,
+                    model=services.model.model,
+                    created=created,
+                    choice=choice,
+                    include_usage=body.include_usage,
+                )
+                for choice in range(body.n)
+            ]
         await generation.open(requests, body.stop)
         if not body.stream:
             try:
                 replies = await generation.replies()
             finally:
                 generation.close()
-            return JsonResponse(
+            return accounted(
                 chat_completion(
                     completion=completion,
                     model=services.model.model,
@@ -76,7 +81,8 @@ def chat_routes(services: Services) -> APIRouter:
                     usage=generation.usage(),
                     extras=extras,
                     metadata=body.metadata,
-                )
+                ),
+                account,
             )
         return EventStream(
             chat_events(generation, encoders, extras, body),
@@ -145,4 +151,6 @@ async def chat_events(
     usage = generation.usage()
     if body.include_usage:
         yield encoders[0].usage(usage)
+    if body.include_timing:
+        yield encoders[0].timing(generation.account.snapshot())
     yield DONE

@@ -17,10 +17,12 @@ from serve_app.api.reply import Extras
 from serve_app.api.sse import DONE
 from serve_app.errors import ContextLengthExceeded, InvalidRequest
 from serve_app.ingress.event_stream import EventStream
-from serve_app.ingress.json_response import JsonResponse
+from serve_app.ingress.json_response import accounted
 from serve_app.ingress.replies import Generation
+from serve_app.ingress.request_account import RequestAccount
 from serve_app.ingress.services import Services, random_seed
 from serve_app.messages.generation import GenerateRequest
+from serve_app.telemetry.account import Spent
 
 __all__ = ["completion_routes"]
 
@@ -38,25 +40,28 @@ def completion_routes(services: Services) -> APIRouter:
         body = parse_body(await request.body(), CompletionRequest, max_depth=limits.max_json_depth)
         services.check_model(body.model)
         completion, created = completion_id(), int(time.time())
-        async with generation.in_time(body.timeout):
-            requests = await _requests(body, completion, services)
-        encoders = [
-            CompletionStreamEncoder(
-                completion=completion,
-                model=services.model.model,
-                created=created,
-                choice=choice,
-                include_usage=body.include_usage,
-            )
-            for choice in range(len(requests))
-        ]
+        account = generation.account
+        account.begin("completions", completion)
+        with account.stage("submit"):
+            async with generation.in_time(body.timeout):
+                requests = await _requests(body, completion, services, account)
+            encoders = [
+                CompletionStreamEncoder(
+                    completion=completion,
+                    model=services.model.model,
+                    created=created,
+                    choice=choice,
+                    include_usage=body.include_usage,
+                )
+                for choice in range(len(requests))
+            ]
         await generation.open(requests, body.stop)
         if not body.stream:
             try:
                 replies = await generation.replies()
             finally:
                 generation.close()
-            return JsonResponse(
+            return accounted(
                 completion_object(
                     completion=completion,
                     model=services.model.model,
@@ -64,7 +69,8 @@ def completion_routes(services: Services) -> APIRouter:
                     replies=replies,
                     usage=generation.usage(prompts=len(body.prompt)),
                     extras=Extras(),
-                )
+                ),
+                account,
             )
         return EventStream(
             _events(generation, encoders, body),
@@ -76,7 +82,7 @@ def completion_routes(services: Services) -> APIRouter:
 
 
 async def _requests(
-    body: CompletionRequest, completion: str, services: Services
+    body: CompletionRequest, completion: str, services: Services, account: RequestAccount
 ) -> list[GenerateRequest]:
     limits = services.settings.ingress
     prompts = body.checked_prompts(services.model.vocab_size)
@@ -90,7 +96,7 @@ async def _requests(
     seed = random_seed()
     requests = []
     for number, prompt in enumerate(prompts):
-        tokens = await services.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        tokens = prompt if isinstance(prompt, tuple) else await _encoded(prompt, services, account)
         if not tokens or len(tokens) >= context:
             message = (
                 f"The prompt has {len(tokens)} tokens; it needs at least 1 and, with room for a "
@@ -119,6 +125,13 @@ async def _requests(
     return requests
 
 
+async def _encoded(prompt: str, services: Services, account: RequestAccount) -> tuple[int, ...]:
+    with account.hop("tokenize") as hop:
+        encoding = await services.tokenizer.encode_text(prompt)
+        hop.answered(Spent(encoding.encode_s))
+    return encoding.tokens
+
+
 def _beginning(tokens: Sequence[int]) -> str:
     """Name what a prompt begins with, so that equal prompts meet in one replica's cache."""
     beginning = ",".join(map(str, tokens[:_AFFINITY_TOKENS]))
@@ -137,4 +150,6 @@ async def _events(
     usage = generation.usage(prompts=len(body.prompt))
     if body.include_usage:
         yield encoders[0].usage(usage)
+    if body.include_timing:
+        yield encoders[0].timing(generation.account.snapshot())
     yield DONE

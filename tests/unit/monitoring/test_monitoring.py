@@ -105,7 +105,7 @@ def test_labels_are_those_that_the_metrics_have() -> None:
         for chosen in re.findall(r"\{([^}]*)\}", expr)
         for label in re.findall(r'(\w+)\s*(?:=~|!~|!=|=)\s*"', chosen)
     }
-    assert used <= {"route", "status", "code", "cause", "le", "job", "instance"}
+    assert used <= {"route", "status", "code", "cause", "part", "le", "job", "instance"}
 
 
 def test_error_codes_in_rules_exist() -> None:
