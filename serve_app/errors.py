@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 __all__ = [
+    "AccountNotFound",
     "BodyTooDeep",
     "BodyTooLarge",
     "ClientGone",
@@ -166,6 +167,14 @@ class ItemNotFound(ParleyError):
 
     status = 404
     code = "item_not_found"
+    kind = "invalid_request_error"
+
+
+class AccountNotFound(ParleyError):
+    """There is no account of such a request, or no longer; or it is another tenant's."""
+
+    status = 404
+    code = "account_not_found"
     kind = "invalid_request_error"
 
 

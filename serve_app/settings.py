@@ -33,6 +33,7 @@ from serve_app.errors import ConfigError
 
 __all__ = [
     "OTHER_VARIABLES",
+    "AccountsSettings",
     "AuthSettings",
     "DialogueSettings",
     "EncryptionSettings",
@@ -306,6 +307,15 @@ class ResponsesSettings(_Section):
     )
 
 
+class AccountsSettings(_Section):
+    """How long it is known where the time of a request went."""
+
+    kept: int = Field(
+        1000, ge=0, description="most accounts of requests kept per tenant; 0 keeps none"
+    )
+    ttl_s: Positive = Field(900, description="time for which an account is kept")
+
+
 class EncryptionSettings(_Section):
     """Encryption of what is stored."""
 
@@ -434,6 +444,7 @@ class Settings(BaseSettings):
     ingress: IngressSettings = IngressSettings()
     dialogue: DialogueSettings = DialogueSettings()
     responses: ResponsesSettings = ResponsesSettings()
+    accounts: AccountsSettings = AccountsSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     redis: RedisSettings = RedisSettings()
     encryption: EncryptionSettings = EncryptionSettings()

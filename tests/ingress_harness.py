@@ -11,6 +11,7 @@ import asyncio
 import socket
 import threading
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
@@ -39,6 +40,7 @@ from serve_app.generation.channels import FrameChannels
 from serve_app.generation.deployment import Generator
 from serve_app.generation.engine import Engine, EngineConfig
 from serve_app.generation.stream_spans import StreamSpans
+from serve_app.ingress.accounts import Accounts
 from serve_app.ingress.application import build_application
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.edge import EdgeMiddleware
@@ -49,7 +51,7 @@ from serve_app.ingress.services import Services
 from serve_app.ingress.stores import Stores
 from serve_app.messages.dialogue import CommitTurn, PlanTurn, TurnPlan
 from serve_app.messages.generation import Admitted, Frame, GenerateRequest
-from serve_app.messages.tokenization import ChatEncoding, TokenizerInfo
+from serve_app.messages.tokenization import ChatEncoding, TextEncoding, TokenizerInfo
 from serve_app.messages.tokenization import Message as ChatMessage
 from serve_app.routing.router import rank_replicas
 from serve_app.settings import Settings
@@ -238,6 +240,9 @@ class AsyncTokenizer:
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         return await self._call("encode", text, add_special_tokens=add_special_tokens)
 
+    async def encode_text(self, text: str) -> TextEncoding:
+        return await self._call("encode_text", text)
+
     async def decode(self, tokens: tuple[int, ...]) -> str:
         return await self._call("decode", tokens)
 
@@ -258,7 +263,7 @@ class AsyncTokenizer:
 
 
 class LikeServe:
-    """Cancels a request when its client leaves, and every call made in its context.
+    """Cancels a request when its client leaves, and every call made in its context; names requests.
 
     Attributes:
         seen: the requests, as they come from the edge.
@@ -272,6 +277,8 @@ class LikeServe:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.seen.append(scope)
+        name = (b"x-request-id", uuid.uuid4().hex.encode())
+        scope = {**scope, "headers": [*scope["headers"], name]}
         messages: asyncio.Queue[Message] = asyncio.Queue()
         answered = False
 
@@ -284,6 +291,8 @@ class LikeServe:
 
         async def watched_send(message: Message) -> None:
             nonlocal answered
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], name]}
             await send(message)
             answered = message["type"] == "http.response.body" and not message.get("more_body")
 
@@ -384,6 +393,7 @@ class Service:
             keys=self.keys,
             stores=self.stores,
             remembering=self.remembering,
+            accounts=Accounts(self.stores.accounts, model=MODEL, kept=settings.accounts.kept),
         )
         self.runs = Runs(services)
         application = build_application(services, self.runs)

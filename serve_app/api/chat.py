@@ -104,6 +104,11 @@ class ChatCompletionRequest(GenerationFields):
         """Whether the stream is to end with a chunk that carries the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def include_timing(self) -> bool:
+        """Whether the stream is to end with a chunk that says where its time went."""
+        return self.stream_options is not None and self.stream_options.include_timing
+
     def to_messages(self) -> tuple[Message, ...]:
         """Return the conversation as the chat template takes it."""
         return tuple(

@@ -96,6 +96,11 @@ class CompletionRequest(GenerationFields):
         """Whether the stream is to end with a chunk that carries the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def include_timing(self) -> bool:
+        """Whether the stream is to end with a chunk that says where its time went."""
+        return self.stream_options is not None and self.stream_options.include_timing
+
     def checked_prompts(self, vocab_size: int) -> tuple[Prompt, ...]:
         """Return the prompts; choice `i` of prompt `p` has the index `p * n + i`.
 

@@ -117,6 +117,7 @@ class StreamOptions(WireModel):
     }
 
     include_usage: bool = False
+    include_timing: bool = False
 
 
 class GenerationFields(WireModel):

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 
+from serve_app.api.account import read_account
 from serve_app.errors import ConfigError, ParleyError, StateUnavailable
 
 __all__ = ["ChatClient", "Delta", "Said", "Usage"]
@@ -137,6 +138,13 @@ class ChatClient:
                 if not page["has_more"]:
                     return said
                 after = {"after": page["last_id"]}
+
+    def account(self, request: str) -> dict[str, Any]:
+        """Return where the time of a request went, by its reply's id or its `x-request-id`."""
+        found = self._call("GET", f"/v1/requests/{quote(request, safe='')}/account")
+        with self._understood():
+            read_account(found)
+        return found
 
     def respond(
         self, model: str, conversation: str, items: Sequence[Said], parameters: Mapping[str, object]

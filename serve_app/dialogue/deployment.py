@@ -20,6 +20,7 @@ from serve_app.settings import Settings, parley_home
 from serve_app.state.connection import RedisPool
 from serve_app.state.conversations import ConversationStore
 from serve_app.state.sealing import open_seal
+from serve_app.telemetry.account import Spent
 from serve_app.telemetry.origin import Origin, current, within
 
 __all__ = ["Dialogue"]
@@ -79,9 +80,9 @@ class Dialogue:
         """See `DialogueManager.plan`."""
         return await self._manager.plan(turn)
 
-    async def commit(self, turn: CommitTurn) -> None:
+    async def commit(self, turn: CommitTurn) -> Spent:
         """See `DialogueManager.commit`."""
-        await self._manager.commit(turn)
+        return await self._manager.commit(turn)
 
     async def persona(self, name: str | None) -> PersonaView:
         """See `DialogueManager.persona`."""

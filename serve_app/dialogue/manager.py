@@ -17,7 +17,7 @@ from serve_app.dialogue.persona_planner import PersonaPlanner, PersonaPrompt
 from serve_app.dialogue.personas.running import RunningPersona, RunningPersonas
 from serve_app.dialogue.personas.schema import Action, text_in
 from serve_app.dialogue.planner import Budget, fit, leading, plan
-from serve_app.dialogue.tokenizer_port import TokenizerPort
+from serve_app.dialogue.tokenizer_port import AccountedTokenizer, TokenizerPort
 from serve_app.errors import PersonaNotFound
 from serve_app.messages.dialogue import (
     NOBODY,
@@ -34,7 +34,8 @@ from serve_app.state.conversations import ConversationStore
 from serve_app.state.profiles import NewFact
 from serve_app.state.records import StoredItem
 from serve_app.state.turns import BegunTurn
-from serve_app.telemetry import metrics, tracing
+from serve_app.telemetry import ledger, metrics, tracing
+from serve_app.telemetry.account import Spent
 from serve_app.telemetry.origin import origin_of, within
 
 __all__ = ["DialogueManager", "count_from_zero"]
@@ -77,12 +78,14 @@ class DialogueManager:
         today: Callable[[], date] = date.today,
     ) -> None:
         self._store = store
-        self._tokenizer = tokenizer
+        self._tokenizer = AccountedTokenizer(tokenizer)
         self._settings = settings
         self._context_length = context_length
         self._personas = personas
         self._today = today
-        self._persona_planner = PersonaPlanner(tokenizer, settings, context_length=context_length)
+        self._persona_planner = PersonaPlanner(
+            self._tokenizer, settings, context_length=context_length
+        )
 
     async def persona(self, name: str | None) -> PersonaView:
         """Return what is to be known of a persona where a conversation with it begins.
@@ -107,7 +110,7 @@ class DialogueManager:
         )
 
     async def plan(self, turn: PlanTurn) -> TurnPlan:
-        """Return the prompt of a turn, within the context.
+        """Return the prompt of a turn, within the context, and the time that this took.
 
         Raises:
             ContextLengthExceeded: what must be in the prompt doesn't fit.
@@ -115,8 +118,12 @@ class DialogueManager:
                 limits don't allow the turn.
             PersonaNotFound: no persona has the name that the turn or its conversation gives.
         """
-        with within(origin_of(turn)), tracing.span("dialogue.plan", "server") as span:
-            planned = await self._planned(turn)
+        with (
+            within(origin_of(turn)),
+            tracing.span("dialogue.plan", "server") as span,
+            ledger.recording() as recorded,
+        ):
+            planned = await self._plan(turn)
             logger.debug(
                 "Planned a prompt of %d tokens; %d turns left out, %d go before.",
                 len(planned.prompt),
@@ -125,9 +132,9 @@ class DialogueManager:
             )
             if span.recording:
                 span.set(_told(planned))
-            return planned
+            return replace(planned, spent=recorded.spent())
 
-    async def _planned(self, turn: PlanTurn) -> TurnPlan:
+    async def _plan(self, turn: PlanTurn) -> TurnPlan:
         # Before anything is begun: a wrong name leaves nothing behind.
         running = await self._running(turn.persona) if turn.persona else None
         begun = await self._begin(turn)
@@ -175,25 +182,31 @@ class DialogueManager:
                 )
             left_out += planned.turns_left_out
 
-    async def commit(self, turn: CommitTurn) -> None:
-        """Store a finished turn: once, whole or not at all.
+    async def commit(self, turn: CommitTurn) -> Spent:
+        """Store a finished turn, once, whole or not at all, and return the time that this took.
 
         Raises:
             InvalidRequest: one of its items is in the conversation already.
             CommitUnknown: it may have been stored, or not.
         """
-        with within(origin_of(turn)), tracing.span("dialogue.commit", "server"):
-            await self._store.turns.commit(
-                turn.tenant,
-                turn.conversation,
-                response=turn.response,
-                items=[_stored(item) for item in turn.items],
-                owner=turn.owner,
-                base=turn.base,
-                record=turn.record,
-                state=turn.state,
-            )
+        with (
+            within(origin_of(turn)),
+            tracing.span("dialogue.commit", "server"),
+            ledger.recording() as recorded,
+        ):
+            with ledger.stage("store"):
+                await self._store.turns.commit(
+                    turn.tenant,
+                    turn.conversation,
+                    response=turn.response,
+                    items=[_stored(item) for item in turn.items],
+                    owner=turn.owner,
+                    base=turn.base,
+                    record=turn.record,
+                    state=turn.state,
+                )
             logger.debug("Stored %d items of %s.", len(turn.items), turn.conversation)
+            return recorded.spent()
 
     async def plan_summary(self, tenant: str, conversation: str, item: str) -> SummaryPlan | None:
         """Return what to ask the model for, so that all up to an item is summarised.
@@ -292,9 +305,10 @@ class DialogueManager:
         """Load what was said before a turn, and take the turn's place behind it."""
         if turn.conversation is None:
             return BegunTurn()
-        if turn.begin is not None:
-            return await self._store.turns.begin(turn.tenant, turn.conversation, turn.begin)
-        _, history = await self._store.load(turn.tenant, turn.conversation)
+        with ledger.stage("load"):
+            if turn.begin is not None:
+                return await self._store.turns.begin(turn.tenant, turn.conversation, turn.begin)
+            _, history = await self._store.load(turn.tenant, turn.conversation)
         return BegunTurn(history=history)
 
     def _conversation(self, history: Sequence[StoredItem], turn: PlanTurn) -> tuple[Message, ...]:

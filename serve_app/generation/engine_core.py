@@ -351,7 +351,7 @@ class EngineCore:
                 self.end(sequence, FinishReason.STOP)
                 continue
             if sequence.unbegun:
-                self._outbox.begun(sequence.request, sequence.begun())
+                self._outbox.begun(sequence.request, sequence.begun(now))
             sequence.append(token, now)
             self._outbox.token(sequence.request, token, logprobs)
             if sequence.full:

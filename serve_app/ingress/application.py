@@ -10,6 +10,7 @@ from serve_app.api.errors import envelope
 from serve_app.errors import InvalidRequest
 from serve_app.ingress.gate import Gate
 from serve_app.ingress.json_response import JsonResponse
+from serve_app.ingress.routes.accounts import account_routes
 from serve_app.ingress.routes.chat import chat_routes
 from serve_app.ingress.routes.completions import completion_routes
 from serve_app.ingress.routes.conversations import conversation_routes
@@ -32,6 +33,7 @@ def build_application(services: Services, runs: Runs) -> FastAPI:
         completion_routes,
         conversation_routes,
         profile_routes,
+        account_routes,
         tokenize_routes,
         service_routes,
     ):
@@ -46,7 +48,9 @@ def build_application(services: Services, runs: Runs) -> FastAPI:
         count_error(told)
         return JsonResponse(envelope(told), status_code=error.status_code, headers=error.headers)
 
-    app.add_middleware(Gate, settings=services.settings, keys=services.keys)
+    app.add_middleware(
+        Gate, settings=services.settings, keys=services.keys, accounts=services.accounts
+    )
     return app
 
 

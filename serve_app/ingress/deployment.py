@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 from tokenizers import Tokenizer as TokenizerFile
 
 from serve_app.errors import ConfigError
+from serve_app.ingress.accounts import Accounts
 from serve_app.ingress.application import build_application
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.edge import use_limits
@@ -100,6 +101,7 @@ class Ingress:
             keys=keys,
             stores=stores,
             remembering=Remembering(client, table, remote_dialogue, stores),
+            accounts=Accounts(stores.accounts, model=info.model, kept=settings.accounts.kept),
         )
         self._runs = Runs(self._services)
 

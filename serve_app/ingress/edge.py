@@ -8,6 +8,7 @@ of size and time. Serve loads it through `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_P
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.api.errors import envelope, no_replica
 from serve_app.errors import BodyTooLarge, ParleyError, RequestTimeout
 from serve_app.ingress.gate import NO_ROUTE, answer_with_error
+from serve_app.ingress.request_account import mark_arrival
 from serve_app.settings import IngressSettings
 from serve_app.telemetry import metrics
 from serve_app.telemetry.outcomes import count_error
@@ -84,6 +86,7 @@ class EdgeMiddleware:
             await self._app(scope, receive, send)
             return
         scope["headers"] = _allowed(scope["headers"])
+        began_s = time.perf_counter()
         try:
             body = await self._read_body(scope, receive)
         except ParleyError as error:
@@ -92,6 +95,7 @@ class EdgeMiddleware:
             return
         if body is None:
             return
+        mark_arrival(scope, began_s)
         await self._app(scope, _Replay(body, receive), send)
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:

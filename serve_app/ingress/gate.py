@@ -12,10 +12,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.errors import as_parley_error, envelope, error_headers
 from serve_app.errors import ClientGone, IngressFull, ParleyError, ShuttingDown, Unauthorized
+from serve_app.ingress.accounts import Accounts
 from serve_app.ingress.arrival import origin_of_request, root_span, tell_end
+from serve_app.ingress.request_account import RequestAccount
 from serve_app.settings import Settings, drain_flag, parley_home
 from serve_app.state.keys import KeyRing
-from serve_app.telemetry import metrics, tracing
+from serve_app.telemetry import ledger, metrics, tracing
 from serve_app.telemetry.origin import named, within
 from serve_app.telemetry.outcomes import count_error
 
@@ -37,12 +39,13 @@ def tenant_of(scope: Scope) -> str:
 
 
 class Gate:
-    """ASGI middleware around all routes: keys, a bound on what runs at once, counts, errors."""
+    """ASGI middleware around all routes: keys, a bound on what runs at once, counts, errors, accounts."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, keys: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, keys: KeyRing, accounts: Accounts) -> None:
         self._app = app
         self._settings = settings
         self._keys = keys
+        self._accounts = accounts
         self._drain_flag = drain_flag(parley_home())
         self._running = 0
 
@@ -67,16 +70,18 @@ class Gate:
 
         code = ""
         metrics.REQUESTS_IN_PROGRESS.inc()
+        account = RequestAccount.of(scope, self._accounts.take)
+        kept = ledger.use(account)
         try:
-            await self._pass(scope, receive, counting_send)
+            await self._pass(scope, receive, counting_send, account)
         except asyncio.CancelledError:
             # That is how Serve ends a request whose client has left.
-            code = ClientGone.code
+            code = account.error = ClientGone.code
             count_error(ClientGone("The client left before the reply was done."))
             raise
         except Exception as error:
             told = as_parley_error(error)
-            code = told.code
+            code = account.error = told.code
             count_error(told)
             if type(told) is ParleyError:  # nothing that anybody foresaw
                 logger.exception("A request failed.")
@@ -87,6 +92,8 @@ class Gate:
             metrics.REQUESTS_IN_PROGRESS.dec()
             route = _route(scope)
             metrics.REQUESTS.labels(route, status).inc()
+            ledger.reset(kept)
+            account.release()
             took = time.monotonic() - began
             logger.debug(
                 "%s %s: %d%s in %.3f s", scope["method"], route, status, code and f" {code}", took
@@ -94,8 +101,11 @@ class Gate:
             if span.recording:
                 tell_end(span, scope["method"], route, status, code)
 
-    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _pass(
+        self, scope: Scope, receive: Receive, send: Send, account: RequestAccount
+    ) -> None:
         tenant = scope.setdefault("state", {})["tenant"] = self._tenant(scope)
+        account.tenant = tenant
         named(tenant=tenant)
         if scope["method"] != "POST":
             await self._app(scope, receive, send)

@@ -317,7 +317,9 @@ class GeneratorClient:
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 else:
                     metrics.MOVES.labels(cause).inc()
-                    metrics.MOVE_SECONDS.observe(time.monotonic() - started)
+                    moving_s = time.monotonic() - started
+                    stream.moved(moving_s)
+                    metrics.MOVE_SECONDS.observe(moving_s)
                     return
             stream.fail(_lost())
         except ParleyError as error:

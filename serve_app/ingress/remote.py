@@ -13,8 +13,9 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.errors import CommitUnknown, Overloaded, ParleyError
 from serve_app.messages.dialogue import CommitTurn, PersonaView, PlanTurn, SummaryPlan, TurnPlan
 from serve_app.messages.generation import GenerateRequest
-from serve_app.messages.tokenization import Message
+from serve_app.messages.tokenization import Message, TextEncoding
 from serve_app.routing.remote_call import answer_of
+from serve_app.telemetry.account import Spent
 from serve_app.telemetry.origin import current
 
 __all__ = ["RemoteDialogue", "RemoteGenerator", "RemoteTokenizer"]
@@ -31,14 +32,14 @@ class RemoteDialogue:
         """See `DialogueManager.plan`."""
         return await self._call("plan", replace(turn, origin=current()))
 
-    async def commit(self, turn: CommitTurn) -> None:
+    async def commit(self, turn: CommitTurn) -> Spent | None:
         """See `DialogueManager.commit`."""
         message = (
             "No answer came when this turn was to be stored: it may have been stored. Read the "
             "conversation's items before sending it again."
         )
         unanswered = CommitUnknown(message, param="conversation")
-        await self._call("commit", replace(turn, origin=current()), unanswered=unanswered)
+        return await self._call("commit", replace(turn, origin=current()), unanswered=unanswered)
 
     async def persona(self, name: str | None) -> PersonaView:
         """See `DialogueManager.persona`."""
@@ -75,6 +76,10 @@ class RemoteTokenizer:
         return await self._call(
             "encode", text, add_special_tokens=add_special_tokens, origin=current()
         )
+
+    async def encode_text(self, text: str) -> TextEncoding:
+        """See `ChatTokenizer.encode_text`."""
+        return await self._call("encode_text", text, origin=current())
 
     async def decode(self, tokens: tuple[int, ...]) -> str:
         """See `ChatTokenizer.decode`."""

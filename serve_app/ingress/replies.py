@@ -13,8 +13,10 @@ from serve_app.api.reply import Reply, TokenLogprob, Usage
 from serve_app.errors import GeneratorLost, ParleyError
 from serve_app.ingress.assembly import Delta, StreamAssembly
 from serve_app.ingress.detokenizer import TokenTable
+from serve_app.ingress.generation_account import book_generation
 from serve_app.ingress.generator_client import GeneratorClient
 from serve_app.ingress.inference_span import Inference, InferenceSpan
+from serve_app.ingress.request_account import current_account
 from serve_app.ingress.stop_strings import StopStrings
 from serve_app.ingress.streams import TokenStream
 from serve_app.messages.generation import Finished, FinishReason, GenerateRequest
@@ -179,6 +181,10 @@ class Generation:
         table: the model's tokens.
         limit_s: seconds from now in which any request must be done.
         model: under which model's name it is measured; None measures nothing.
+
+    Attributes:
+        account: that of the request on whose behalf it was made.
+        choices: what has been opened.
     """
 
     def __init__(
@@ -195,6 +201,8 @@ class Generation:
         self._clock = _Clock(time.perf_counter())
         self._metrics = ReplyMetrics(model)
         self._streams: list[TokenStream] = []
+        self._opened_at: float | None = None
+        self.account = current_account()
         self.choices: list[ChoiceReply] = []
         self._span: InferenceSpan | None = None
         self._origin: Origin | None = None
@@ -243,6 +251,7 @@ class Generation:
         self._span = InferenceSpan(inference, requests)
         self._origin = self._span.span.origin()
         self._model = inference.model if inference is not None else ""
+        self._opened_at = time.perf_counter()
         try:
             async with self.in_time():
                 for request in requests:
@@ -268,6 +277,7 @@ class Generation:
 
     def close(self) -> None:
         """Cancel what still runs."""
+        self._book()
         for stream in self._streams:
             self._client.close(stream)
         span, self._span = self._span, None
@@ -286,6 +296,12 @@ class Generation:
             replies=[each.reply for each in done if each.reply is not None],
             first_token_s=min(firsts, default=None),
         )
+
+    def _book(self) -> None:
+        """Put what has been generated to the account, once."""
+        if self._opened_at is not None:
+            book_generation(self.account, self._opened_at, self._streams)
+            self._opened_at = None
 
     async def deltas(self) -> AsyncIterator[tuple[int, list[Delta] | None]]:
         """Yield (choice, deltas) as they come, and (choice, None) when a choice is done.
@@ -364,4 +380,6 @@ class Generation:
         usage = Usage(0, 0, 0)
         for first in range(0, len(finished), each):
             usage += Usage.of(finished[first : first + each])
+        self._book()
+        self.account.usage, self.account.choices = usage, len(self.choices)
         return usage

@@ -9,15 +9,17 @@ from typing import Protocol
 
 from serve_app.api.sampling import SamplingDefaults
 from serve_app.errors import ModelNotFound
+from serve_app.ingress.accounts import Accounts
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.generator_client import GeneratorClient
 from serve_app.ingress.remembering import Remembering
 from serve_app.ingress.replies import Generation
 from serve_app.ingress.stores import Stores
 from serve_app.messages.dialogue import CommitTurn, PersonaView, PlanTurn, SummaryPlan, TurnPlan
-from serve_app.messages.tokenization import ChatEncoding, Message, TokenizerInfo
+from serve_app.messages.tokenization import ChatEncoding, Message, TextEncoding, TokenizerInfo
 from serve_app.settings import Settings
 from serve_app.state.keys import KeyRing
+from serve_app.telemetry.account import Spent
 
 __all__ = ["DialoguePort", "GeneratorStatsPort", "Services", "TokenizerPort", "random_seed"]
 
@@ -28,7 +30,7 @@ class DialoguePort(Protocol):
     def plan(self, turn: PlanTurn) -> Awaitable[TurnPlan]:
         """Plan a turn's prompt."""
 
-    def commit(self, turn: CommitTurn) -> Awaitable[None]:
+    def commit(self, turn: CommitTurn) -> Awaitable[Spent | None]:
         """Store a finished turn."""
 
     def persona(self, name: str | None) -> Awaitable[PersonaView]:
@@ -48,6 +50,9 @@ class TokenizerPort(Protocol):
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> Awaitable[tuple[int, ...]]:
         """Encode a text."""
+
+    def encode_text(self, text: str) -> Awaitable[TextEncoding]:
+        """Encode a prompt, and say how long that took."""
 
     def decode(self, tokens: tuple[int, ...]) -> Awaitable[str]:
         """Decode tokens."""
@@ -80,6 +85,7 @@ class Services:
         keys: API keys.
         stores: what is kept of conversations and responses.
         remembering: summaries and profiles, beside everything else.
+        accounts: where the time of requests went.
     """
 
     settings: Settings
@@ -92,6 +98,7 @@ class Services:
     keys: KeyRing
     stores: Stores
     remembering: Remembering
+    accounts: Accounts
 
     def check_model(self, name: str | None) -> None:
         """Refuse a model that isn't served.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from serve_app.settings import Settings
+from serve_app.state.accounts import AccountStore
 from serve_app.state.connection import RedisPool
 from serve_app.state.conversation_scripts import ConversationScripts
 from serve_app.state.conversations import ConversationStore
@@ -31,6 +32,7 @@ class Stores:
         journal: what this replica's responses say, while they are made.
         idempotency: what was answered under idempotency keys.
         profiles: what users have said of themselves.
+        accounts: where the time of recent requests went.
     """
 
     conversations: ConversationStore
@@ -38,6 +40,7 @@ class Stores:
     journal: JournalWriter
     idempotency: IdempotencyStore
     profiles: ProfileStore
+    accounts: AccountStore
 
     @classmethod
     def over(cls, redis: RedisPool, settings: Settings, seal: Seal, *, owner: str) -> Stores:
@@ -74,5 +77,11 @@ class Stores:
                 ttl_s=dialogue.profile_ttl_s,
                 max_facts=dialogue.profile_facts,
                 seal=seal,
+            ),
+            accounts=AccountStore(
+                redis,
+                key_prefix=prefix,
+                ttl_s=settings.accounts.ttl_s,
+                most=settings.accounts.kept,
             ),
         )

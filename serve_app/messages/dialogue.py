@@ -8,6 +8,7 @@ from typing import Any
 from serve_app.messages.tokenization import Message
 from serve_app.state.profiles import NewFact
 from serve_app.state.turns import TurnBegin
+from serve_app.telemetry.account import Spent
 from serve_app.telemetry.origin import Origin
 
 __all__ = ["NOBODY", "CommitTurn", "Item", "PersonaView", "PlanTurn", "SummaryPlan", "TurnPlan"]
@@ -63,6 +64,7 @@ class TurnPlan:
         state: what is known of the conversation behind the turn; goes into `CommitTurn`.
         facts: what the user has said of themselves, to be kept once the turn is stored.
         unsummarised: id of the last item that left the prompt and is in no summary; None if none is.
+        spent: the time that planning took.
     """
 
     prompt: tuple[int, ...] = ()
@@ -80,6 +82,7 @@ class TurnPlan:
     state: dict[str, Any] | None = None
     facts: tuple[NewFact, ...] = ()
     unsummarised: str | None = None
+    spent: Spent | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

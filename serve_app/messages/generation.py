@@ -132,11 +132,13 @@ class Begun:
         stream: the subscriber's number.
         cached_tokens: prompt tokens that came from the prefix cache.
         queue_s: seconds from submission to admission into a slot.
+        prefill_s: seconds from admission to the first token.
     """
 
     stream: int
     cached_tokens: int
     queue_s: float
+    prefill_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from serve_app.errors import ConfigError, StateUnavailable
 from serve_app.settings import RedisSettings
 from serve_app.state.server import RedisServer
-from serve_app.telemetry import metrics
+from serve_app.telemetry import ledger, metrics
 
 __all__ = ["BRIDGED_S", "OPERATIONS", "AnswerLost", "Operation", "RedisPool", "named_url"]
 
@@ -64,6 +64,7 @@ _REASONS = {
 _CODE = re.compile(rf"\b({'|'.join(_REASONS)})\b")
 
 Operation = Literal[
+    "account",
     "archive",
     "begin",
     "commit",
@@ -203,6 +204,7 @@ class RedisPool:
         """
         bridged_s = min(BRIDGED_S, _BRIDGED_PART * self._timeout_s) if bridges else 0.0
         _bridged_until.set(time.monotonic() + bridged_s)
+        began = time.perf_counter()
         try:
             # The limit spans waiting for a connection, connecting, and every retry.
             with metrics.REDIS_SECONDS.labels(operation).time():
@@ -219,6 +221,8 @@ class RedisPool:
             reason = f"can't be reached ({error.strerror or type(error).__name__})"
             remedy = "check that it runs and the address is right"
             raise self._unavailable(operation, reason, remedy) from None
+        finally:
+            ledger.waited(time.perf_counter() - began)
 
     async def ask_once(self, operation: Operation, *command: Any) -> Any:
         """Send a command that writes, not a second time whatever happens, and return its answer.

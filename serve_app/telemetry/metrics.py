@@ -16,6 +16,7 @@ __all__ = [
     "CACHE_USAGE",
     "COMPLETION_TOKENS",
     "CPU_SECONDS",
+    "DECODE_SECONDS",
     "DRAFTED_TOKENS",
     "DRAFT_HITS",
     "E2E_SECONDS",
@@ -29,6 +30,7 @@ __all__ = [
     "MOVE_SECONDS",
     "OPEN_FILES",
     "PREDICTED_TTFT_SECONDS",
+    "PREFILL_SECONDS",
     "PREFIX_HITS",
     "PREFIX_QUERIES",
     "PROMPT_TOKENS",
@@ -45,6 +47,7 @@ __all__ = [
     "REQUEST_PROMPT_TOKENS",
     "RESIDENT_MEMORY",
     "SLOTS",
+    "STAGE_SECONDS",
     "STEP_BUCKETS",
     "STREAMS_RUNNING",
     "STREAMS_WAITING",
@@ -58,11 +61,13 @@ __all__ = [
 _LATENCY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0)
 _CALL = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_PART = (0.0001, 0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0)
 _LENGTH = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 _MODEL = ("model_name",)
 _DEPLOYMENT = ("deployment",)
 
 # Requests.
+
 
 REQUESTS = Counter(
     "parley_requests", "HTTP requests answered, by route and status.", ["route", "status"]
@@ -109,6 +114,24 @@ E2E_SECONDS = Histogram(
 )
 QUEUE_SECONDS = Histogram(
     "parley_request_queue_time_seconds", "From submission to a slot.", _MODEL, buckets=_LATENCY
+)
+PREFILL_SECONDS = Histogram(
+    "parley_request_prefill_time_seconds",
+    "From a slot to the first token.",
+    _MODEL,
+    buckets=_LATENCY,
+)
+DECODE_SECONDS = Histogram(
+    "parley_request_decode_time_seconds",
+    "From the first token to the last one, at the generator.",
+    _MODEL,
+    buckets=_LATENCY,
+)
+STAGE_SECONDS = Histogram(
+    "parley_stage_seconds",
+    "Where the time of requests went: transfer and compute of each stage.",
+    ["stage", "part"],
+    buckets=_PART,
 )
 FINISHED_REASONS = ("stop", "length", "abort", "error")
 FINISHED = Counter(

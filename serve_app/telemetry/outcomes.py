@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from serve_app.errors import ParleyError
 from serve_app.telemetry import metrics
+from serve_app.telemetry.account import STAGES
 
 __all__ = ["CODES", "OTHER", "REJECTIONS", "count_error", "count_from_zero"]
 
@@ -96,6 +97,9 @@ def count_from_zero(model: str) -> None:
     for kind in ("summary", "facts"):
         for outcome in ("kept", "failed"):
             metrics.MEMORY_TASKS.labels(kind, outcome)
+    for stage in STAGES:
+        for part in ("transfer", "compute"):
+            metrics.STAGE_SECONDS.labels(stage, part)
     for reason in metrics.FINISHED_REASONS:
         metrics.FINISHED.labels(model, reason)
     for each in (
@@ -104,6 +108,8 @@ def count_from_zero(model: str) -> None:
         metrics.TOKEN_SECONDS,
         metrics.E2E_SECONDS,
         metrics.QUEUE_SECONDS,
+        metrics.PREFILL_SECONDS,
+        metrics.DECODE_SECONDS,
         metrics.PROMPT_TOKENS,
         metrics.CACHED_TOKENS,
         metrics.COMPLETION_TOKENS,

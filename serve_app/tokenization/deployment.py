@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ray import serve
 
-from serve_app.messages.tokenization import ChatEncoding, Message, TokenizerInfo
+from serve_app.messages.tokenization import ChatEncoding, Message, TextEncoding, TokenizerInfo
 from serve_app.routing.listening import listen_on_node_address
 from serve_app.routing.observing import observe_replica
 from serve_app.routing.serving import served_model, tokenizer_info
@@ -47,6 +47,13 @@ class Tokenizer:
             tokens = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
             _tell(span, len(tokens))
             return tokens
+
+    async def encode_text(self, text: str, *, origin: Origin | None = None) -> TextEncoding:
+        """See `ChatTokenizer.encode_text`."""
+        with within(origin), tracing.span("tokenizer.encode", "server") as span:
+            encoding = self._tokenizer.encode_text(text)
+            _tell(span, len(encoding.tokens))
+            return encoding
 
     async def decode(self, tokens: Sequence[int], *, origin: Origin | None = None) -> str:
         """See `ChatTokenizer.decode`."""

@@ -19,12 +19,13 @@ from serve_app.dialogue.personas.schema import Action
 from serve_app.ingress.gate import NO_ROUTE
 from serve_app.state.connection import OPERATIONS
 from serve_app.state.server import RedisServer
+from serve_app.telemetry.account import STAGES
 from serve_app.telemetry.metrics import FINISHED_REASONS
 from serve_app.telemetry.outcomes import CODES, OTHER, REJECTIONS, count_from_zero
 
 CHAT = "/v1/chat/completions"
 RESPONSES = "/v1/responses"
-MOST_SERIES = 800
+MOST_SERIES = 1200
 """Of a node that serves one model."""
 
 LABELS = {
@@ -37,6 +38,8 @@ LABELS = {
     "outcome": {"generated", "fixed_words", "kept", "failed"},
     "kind": {"summary", "facts"},
     "cause": {"lost", "handed_back"},
+    "stage": set(STAGES),
+    "part": {"transfer", "compute"},
     "deployment": {"Ingress", "Dialogue", "Tokenizer", "Generator"},
 }
 

@@ -103,14 +103,14 @@ async def test_a_restart_between_two_calls_goes_unnoticed(own_redis: RedisServer
 
 async def test_a_redis_that_is_away_for_a_moment_is_waited_for(own_redis: RedisServer) -> None:
     pool = pool_of(own_redis, timeout_s=20.0)
-    async with pool.client() as client:
+    async with pool.client("ping") as client:
         await client.set("a", "of a")
     pid = own_redis.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
 
     async def asked() -> object:
-        async with pool.client() as client:
+        async with pool.client("ping") as client:
             return await client.get("a")
 
     calls = [asyncio.create_task(asked()) for _ in range(8)]

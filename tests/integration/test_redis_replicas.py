@@ -96,7 +96,7 @@ async def test_a_primary_without_replicas_takes_nothing_that_it_must_not_lose(
         client.config_set("min-replicas-to-write", 1)
     pool = RedisPool(url_of(own_redis), RedisSettings())
     with pytest.raises(StateUnavailable, match="too few replicas") as refused:
-        async with pool.client() as client_of_pool:
+        async with pool.client("ping") as client_of_pool:
             await client_of_pool.set("parley:x", "1")
     assert refused.value.status == 503
     assert refused.value.retry_after

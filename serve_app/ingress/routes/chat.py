@@ -18,7 +18,7 @@ from serve_app.errors import InvalidRequest
 from serve_app.ingress.event_stream import EventStream
 from serve_app.ingress.gate import tenant_of
 from serve_app.ingress.inference_span import Inference
-from serve_app.ingress.json_response import JsonResponse
+from serve_app.ingress.json_response import accounted
 from serve_app.ingress.replies import Generation
 from serve_app.ingress.services import Services, random_seed
 from serve_app.messages.dialogue import PlanTurn, TurnPlan
@@ -43,28 +43,33 @@ def chat_routes(services: Services) -> APIRouter:
         check_size(body, services)
         completion, created = chat_completion_id(), int(time.time())
         named(request=completion)
+        account = generation.account
+        account.begin("chat.completions", completion)
         messages = body.to_messages()
         async with generation.in_time(body.timeout):
-            plan = await services.dialogue.plan(
-                PlanTurn(
-                    tenant=tenant_of(request.scope),
-                    messages=messages,
-                    max_tokens=body.token_limit,
-                    truncate=body.truncation == "auto",
+            with account.hop("plan") as hop:
+                plan = await services.dialogue.plan(
+                    PlanTurn(
+                        tenant=tenant_of(request.scope),
+                        messages=messages,
+                        max_tokens=body.token_limit,
+                        truncate=body.truncation == "auto",
+                    )
                 )
-            )
-        requests = choice_requests(body, plan, completion, services)
-        extras = Extras(turns_left_out=plan.turns_left_out)
-        encoders = [
-            ChatStreamEncoder(
-                completion=completion,
-                model=services.model.model,
-                created=created,
-                choice=choice,
-                include_usage=body.include_usage,
-            )
-            for choice in range(body.n)
-        ]
+                hop.answered(plan)
+        with account.stage("submit"):
+            requests = choice_requests(body, plan, completion, services)
+            extras = Extras(turns_left_out=plan.turns_left_out)
+            encoders = [
+                ChatStreamEncoder(
+                    completion=completion,
+                    model=services.model.model,
+                    created=created,
+                    choice=choice,
+                    include_usage=body.include_usage,
+                )
+                for choice in range(body.n)
+            ]
         inference = Inference(
             "chat", services.model.model, messages, streams=body.stream, stop=body.stop
         )
@@ -74,7 +79,7 @@ def chat_routes(services: Services) -> APIRouter:
                 replies = await generation.replies()
             finally:
                 generation.close()
-            return JsonResponse(
+            return accounted(
                 chat_completion(
                     completion=completion,
                     model=services.model.model,
@@ -83,7 +88,8 @@ def chat_routes(services: Services) -> APIRouter:
                     usage=generation.usage(),
                     extras=extras,
                     metadata=body.metadata,
-                )
+                ),
+                account,
             )
         return EventStream(
             chat_events(generation, encoders, extras, body),
@@ -152,4 +158,6 @@ async def chat_events(
     usage = generation.usage()
     if body.include_usage:
         yield encoders[0].usage(usage)
+    if body.include_timing:
+        yield encoders[0].timing(generation.account.snapshot())
     yield DONE

@@ -18,11 +18,13 @@ from serve_app.api.sse import DONE
 from serve_app.errors import ContextLengthExceeded, InvalidRequest
 from serve_app.ingress.event_stream import EventStream
 from serve_app.ingress.inference_span import Inference
-from serve_app.ingress.json_response import JsonResponse
+from serve_app.ingress.json_response import accounted
 from serve_app.ingress.replies import Generation
+from serve_app.ingress.request_account import RequestAccount
 from serve_app.ingress.services import Services, random_seed
 from serve_app.messages.generation import GenerateRequest
 from serve_app.messages.tokenization import Message
+from serve_app.telemetry.account import Spent
 from serve_app.telemetry.origin import named
 
 __all__ = ["completion_routes"]
@@ -42,18 +44,21 @@ def completion_routes(services: Services) -> APIRouter:
         services.check_model(body.model)
         completion, created = completion_id(), int(time.time())
         named(request=completion)
-        async with generation.in_time(body.timeout):
-            requests = await _requests(body, completion, services)
-        encoders = [
-            CompletionStreamEncoder(
-                completion=completion,
-                model=services.model.model,
-                created=created,
-                choice=choice,
-                include_usage=body.include_usage,
-            )
-            for choice in range(len(requests))
-        ]
+        account = generation.account
+        account.begin("completions", completion)
+        with account.stage("submit"):
+            async with generation.in_time(body.timeout):
+                requests = await _requests(body, completion, services, account)
+            encoders = [
+                CompletionStreamEncoder(
+                    completion=completion,
+                    model=services.model.model,
+                    created=created,
+                    choice=choice,
+                    include_usage=body.include_usage,
+                )
+                for choice in range(len(requests))
+            ]
         inference = Inference(
             "text_completion",
             services.model.model,
@@ -68,7 +73,7 @@ def completion_routes(services: Services) -> APIRouter:
                 replies = await generation.replies()
             finally:
                 generation.close()
-            return JsonResponse(
+            return accounted(
                 completion_object(
                     completion=completion,
                     model=services.model.model,
@@ -76,7 +81,8 @@ def completion_routes(services: Services) -> APIRouter:
                     replies=replies,
                     usage=generation.usage(prompts=len(body.prompt)),
                     extras=Extras(),
-                )
+                ),
+                account,
             )
         return EventStream(
             _events(generation, encoders, body),
@@ -88,7 +94,7 @@ def completion_routes(services: Services) -> APIRouter:
 
 
 async def _requests(
-    body: CompletionRequest, completion: str, services: Services
+    body: CompletionRequest, completion: str, services: Services, account: RequestAccount
 ) -> list[GenerateRequest]:
     limits = services.settings.ingress
     prompts = body.checked_prompts(services.model.vocab_size)
@@ -102,7 +108,7 @@ async def _requests(
     seed = random_seed()
     requests = []
     for number, prompt in enumerate(prompts):
-        tokens = await services.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        tokens = prompt if isinstance(prompt, tuple) else await _encoded(prompt, services, account)
         if not tokens or len(tokens) >= context:
             message = (
                 f"The prompt has {len(tokens)} tokens; it needs at least 1 and, with room for a "
@@ -131,6 +137,13 @@ async def _requests(
     return requests
 
 
+async def _encoded(prompt: str, services: Services, account: RequestAccount) -> tuple[int, ...]:
+    with account.hop("tokenize") as hop:
+        encoding = await services.tokenizer.encode_text(prompt)
+        hop.answered(Spent(encoding.encode_s))
+    return encoding.tokens
+
+
 def _beginning(tokens: Sequence[int]) -> str:
     """Name what a prompt begins with, so that equal prompts meet in one replica's cache."""
     beginning = ",".join(map(str, tokens[:_AFFINITY_TOKENS]))
@@ -149,4 +162,6 @@ async def _events(
     usage = generation.usage(prompts=len(body.prompt))
     if body.include_usage:
         yield encoders[0].usage(usage)
+    if body.include_timing:
+        yield encoders[0].timing(generation.account.snapshot())
     yield DONE

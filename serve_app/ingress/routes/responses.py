@@ -21,6 +21,7 @@ from serve_app.api.response_queries import (
 from serve_app.api.response_stream import response_error_event
 from serve_app.api.responses import ResponseRequest
 from serve_app.errors import InvalidRequest, ResponseNotFound
+from serve_app.ingress.asked import Asked
 from serve_app.ingress.event_stream import EventStream
 from serve_app.ingress.following import Follower
 from serve_app.ingress.gate import tenant_of
@@ -30,8 +31,8 @@ from serve_app.ingress.idempotency import (
     fingerprint_of,
     idempotency_key,
 )
-from serve_app.ingress.json_response import JsonResponse
-from serve_app.ingress.response_run import Asked, ResponseRun
+from serve_app.ingress.json_response import JsonResponse, accounted
+from serve_app.ingress.response_run import ResponseRun
 from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
 from serve_app.ingress.stored_items import as_items
@@ -211,7 +212,7 @@ async def answer(run: ResponseRun) -> Response:
             return EventStream(run.read(), broken=_broken_reading, close=lambda: _leave(run))
         if request.background:
             return JsonResponse(run.snapshot())
-        return JsonResponse(await run.ended())
+        return accounted(await run.ended(), run.account)
     except asyncio.CancelledError:
         _leave(run)
         raise

@@ -156,6 +156,8 @@ def test_vllms_dashboard_finds_all_that_it_shows() -> None:
         "request_generation_tokens": {"model_name"},
         "request_success": {"model_name", "finished_reason"},
         "request_queue_time_seconds": {"model_name"},
+        "request_prefill_time_seconds": {"model_name"},
+        "request_decode_time_seconds": {"model_name"},
         "request_max_num_generation_tokens": {"model_name"},
     }
     known = labels_of_metrics()

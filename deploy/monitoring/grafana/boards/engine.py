@@ -30,6 +30,18 @@ ENGINE: Rows = {
             "From submission to a slot: the part of the time to first token that more slots end.",
         ),
         Panel(
+            "Prefill time",
+            "s",
+            quantiles("parley_request_prefill_time_seconds", MODEL),
+            "From a slot to the first token. Grows with prompts that are in no cache.",
+        ),
+        Panel(
+            "Decode time",
+            "s",
+            quantiles("parley_request_decode_time_seconds", MODEL),
+            "From the first token to the last one. Grows with the length of replies.",
+        ),
+        Panel(
             "Wait that a new request would have",
             "s",
             (

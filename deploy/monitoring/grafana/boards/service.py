@@ -122,6 +122,23 @@ SERVICE: Rows = {
             "Grows with the length of replies.",
         ),
     ),
+    "Where the time goes": (
+        Panel(
+            "Requests computed, by stage",
+            "short",
+            (rate("parley_stage_seconds_sum", "{{stage}}", "stage", 'part="compute"'),),
+            "Seconds spent per second: so many requests are in the stage at once. docs/latency.md "
+            "says what each stage is.",
+            stacked=True,
+        ),
+        Panel(
+            "Requests on their way, by stage",
+            "short",
+            (rate("parley_stage_seconds_sum", "{{stage}}", "stage", 'part="transfer"'),),
+            "Grows where the network, Redis, a busy event loop or clients are slow.",
+            stacked=True,
+        ),
+    ),
     "Load": (
         Panel(
             "Requests in progress",
