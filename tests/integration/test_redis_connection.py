@@ -114,7 +114,7 @@ async def test_a_redis_that_is_away_for_a_moment_is_waited_for(own_redis: RedisS
             return await client.get("a")
 
     calls = [asyncio.create_task(asked()) for _ in range(8)]
-    commit = asyncio.create_task(pool.ask_once("SET", "b", "of b"))
+    commit = asyncio.create_task(pool.ask_once("commit", "SET", "b", "of b"))
     await asyncio.sleep(0.3)
     assert not any(call.done() for call in calls)
     await asyncio.to_thread(own_redis.start)
