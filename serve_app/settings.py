@@ -12,7 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -28,9 +37,12 @@ __all__ = [
     "DialogueSettings",
     "EncryptionSettings",
     "FormName",
+    "FurtherModel",
+    "FurtherPool",
     "GeneratorSettings",
     "IngressSettings",
     "ModelSettings",
+    "ModelsSettings",
     "PrecisionName",
     "RedisSettings",
     "ResponsesSettings",
@@ -46,6 +58,8 @@ PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 FormName = Literal["cpu", "native", "standard"]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+# It becomes part of a deployment's name, of log files' and of metrics' labels.
+ShortName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
 
 _PREFIX = "PARLEY_"
 
@@ -158,6 +172,55 @@ class GeneratorSettings(_Section):
         120.0,
         description="time for running replies when a replica stops; what is left then goes on with "
         "another one",
+    )
+
+
+class _WithChanges(_Section):
+    """Has an engine that differs from another one in what is said of it."""
+
+    generator: GeneratorSettings = Field(
+        GeneratorSettings(), description="what its engine has otherwise than `generator`"
+    )
+
+    @field_serializer("generator")
+    def _changes(self, generator: GeneratorSettings) -> dict[str, Any]:
+        """Write what was said and nothing else: defaults aren't changes."""
+        return generator.model_dump(mode="json", exclude_unset=True)
+
+
+class FurtherModel(_WithChanges):
+    """A model beside the first one."""
+
+    source: str = Field(description="as `model.source`")
+    name: str | None = Field(None, description="name that clients use; null takes its key")
+    precision: PrecisionName = Field("int8", description="precision of the weights")
+    form: FormName | None = Field(None, description="form of the decoder graph, as `model.form`")
+    engines: Path | None = Field(None, description="as `model.engines`")
+
+
+class FurtherPool(_WithChanges):
+    """A further pool of generators of a model."""
+
+    model: ShortName | None = Field(
+        None, description="key of its model in `models.also`; null is the first model"
+    )
+    precision: PrecisionName | None = Field(
+        None, description="precision of the weights; null takes the model's"
+    )
+    form: FormName | None = Field(None, description="form of the decoder graph, as `model.form`")
+    engines: Path | None = Field(None, description="as `model.engines`; null takes the model's")
+
+
+class ModelsSettings(_Section):
+    """Models beside the first one, and further pools of generators."""
+
+    also: dict[ShortName, FurtherModel] = Field(
+        {},
+        description="further models, by a key: each has the deployments Generator-KEY and Tokenizer-KEY",
+    )
+    pools: dict[ShortName, FurtherPool] = Field(
+        {},
+        description="further pools of a model's generators, by a key: each is the deployment Generator-KEY",
     )
 
 
@@ -346,6 +409,7 @@ class Settings(BaseSettings):
 
     model: ModelSettings = ModelSettings()
     generator: GeneratorSettings = GeneratorSettings()
+    models: ModelsSettings = ModelsSettings()
     sampling: SamplingSettings = SamplingSettings()
     ingress: IngressSettings = IngressSettings()
     dialogue: DialogueSettings = DialogueSettings()

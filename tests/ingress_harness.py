@@ -41,6 +41,7 @@ from serve_app.ingress.application import build_application
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.edge import EdgeMiddleware
 from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.models import Models, ModelService
 from serve_app.ingress.remembering import Remembering
 from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
@@ -49,6 +50,7 @@ from serve_app.messages.dialogue import PlanTurn, TurnPlan
 from serve_app.messages.generation import Admitted, Frame, GenerateRequest
 from serve_app.messages.tokenization import ChatEncoding, TokenizerInfo
 from serve_app.messages.tokenization import Message as ChatMessage
+from serve_app.routing.pools import FIRST
 from serve_app.routing.router import rank_replicas
 from serve_app.settings import Settings
 from serve_app.state.connection import RedisPool
@@ -346,15 +348,15 @@ class Service:
             ),
         )
         self.dialogue.pool = pool
-        self.remembering = Remembering(self.client, table, self.dialogue, self.stores)
+        models = Models(
+            [ModelService(FIRST, info, table, self.tokenizer, self.client, self.generators)]
+        )
+        self.remembering = Remembering(models, self.dialogue, self.stores)
         services = Services(
             settings=settings,
-            model=info,
-            table=table,
-            generators=self.client,
-            generator_stats=self.generators,
+            models=models,
+            owner=self.client.subscriber,
             dialogue=self.dialogue,
-            tokenizer=self.tokenizer,
             keys=self.keys,
             stores=self.stores,
             remembering=self.remembering,

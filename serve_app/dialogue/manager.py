@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from hashlib import blake2b
 
@@ -16,7 +16,7 @@ from serve_app.dialogue.personas.running import RunningPersona, RunningPersonas
 from serve_app.dialogue.personas.schema import text_in
 from serve_app.dialogue.planner import Budget, fit, leading, plan
 from serve_app.dialogue.tokenizer_port import TokenizerPort
-from serve_app.errors import PersonaNotFound
+from serve_app.errors import Overloaded, PersonaNotFound
 from serve_app.messages.dialogue import (
     NOBODY,
     CommitTurn,
@@ -33,7 +33,20 @@ from serve_app.state.profiles import NewFact
 from serve_app.state.records import StoredItem
 from serve_app.state.turns import BegunTurn
 
-__all__ = ["DialogueManager"]
+__all__ = ["DialogueManager", "ModelReader"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReader:
+    """How a model reads what is said.
+
+    Attributes:
+        tokenizer: encodes it.
+        context_length: most tokens of a prompt and its reply.
+    """
+
+    tokenizer: TokenizerPort
+    context_length: int
 
 
 class DialogueManager:
@@ -44,9 +57,10 @@ class DialogueManager:
 
     Args:
         store: where conversations are kept.
-        tokenizer: encodes them.
+        tokenizer: encodes them for the first model.
         settings: persona and budgets.
-        context_length: most tokens of a prompt and its reply.
+        context_length: most tokens of a prompt and its reply of the first model.
+        further: how further models read, by their keys.
         personas: who can answer; None has nobody but the model itself.
         today: the users' day.
     """
@@ -58,16 +72,19 @@ class DialogueManager:
         settings: DialogueSettings,
         *,
         context_length: int,
+        further: Mapping[str, ModelReader] | None = None,
         personas: RunningPersonas | None = None,
         today: Callable[[], date] = date.today,
     ) -> None:
         self._store = store
-        self._tokenizer = tokenizer
         self._settings = settings
-        self._context_length = context_length
         self._personas = personas
         self._today = today
-        self._persona_planner = PersonaPlanner(tokenizer, settings, context_length=context_length)
+        self._readers = {"": ModelReader(tokenizer, context_length), **(further or {})}
+        self._persona_planners = {
+            key: PersonaPlanner(reader.tokenizer, settings, context_length=reader.context_length)
+            for key, reader in self._readers.items()
+        }
 
     async def persona(self, name: str | None) -> PersonaView:
         """Return what is to be known of a persona where a conversation with it begins.
@@ -99,7 +116,9 @@ class DialogueManager:
             InvalidRequest: the model's chat template doesn't take these messages, or the persona's
                 limits don't allow the turn.
             PersonaNotFound: no persona has the name that the turn or its conversation gives.
+            Overloaded: this replica doesn't know the model, as it was started before that was deployed.
         """
+        reader = self._reader(turn.model)
         # Before anything is begun: a wrong name leaves nothing behind.
         running = await self._running(turn.persona) if turn.persona else None
         begun = await self._begin(turn)
@@ -109,9 +128,18 @@ class DialogueManager:
             running = await self._running(begun.persona)
         if running is not None:
             return await self._plan_with(running, turn, begun)
-        return await self._plan_without(turn, begun)
+        return await self._plan_without(turn, begun, reader)
 
-    async def _plan_without(self, turn: PlanTurn, begun: BegunTurn) -> TurnPlan:
+    def _reader(self, model: str) -> ModelReader:
+        reader = self._readers.get(model)
+        if reader is None:
+            msg = "This model is still being deployed; try again shortly."
+            raise Overloaded(msg, param="model", retry_after=1.0)
+        return reader
+
+    async def _plan_without(
+        self, turn: PlanTurn, begun: BegunTurn, reader: ModelReader
+    ) -> TurnPlan:
         history = begun.history
         asked = tuple(Message(item.role, item.content) for item in begun.asked)
         if not turn.messages:
@@ -120,7 +148,7 @@ class DialogueManager:
         affinity = turn.conversation or _common_beginning(messages)
         budget = Budget.of(
             self._settings,
-            context=self._context_length,
+            context=reader.context_length,
             max_tokens=turn.max_tokens,
             truncate=turn.truncate,
         )
@@ -129,7 +157,7 @@ class DialogueManager:
         planned = fit(messages, budget, pinned=pinned)
         left_out = planned.turns_left_out
         while True:
-            encoding = await self._tokenizer.encode_chat(planned.messages)
+            encoding = await reader.tokenizer.encode_chat(planned.messages)
             planned = plan(planned.messages, encoding, budget, pinned=pinned)
             if planned.turns_left_out == 0:
                 return TurnPlan(
@@ -161,13 +189,16 @@ class DialogueManager:
             state=turn.state,
         )
 
-    async def plan_summary(self, tenant: str, conversation: str, item: str) -> SummaryPlan | None:
+    async def plan_summary(
+        self, tenant: str, conversation: str, item: str, model: str = ""
+    ) -> SummaryPlan | None:
         """Return what to ask the model for, so that all up to an item is summarised.
 
         Args:
             tenant: whose conversation it is.
             conversation: its id.
             item: id of the last item that left the prompt.
+            model: key of the model that is to summarise it.
 
         Returns:
             None where there is nothing to summarise: it was done meanwhile, or the item is gone.
@@ -176,9 +207,10 @@ class DialogueManager:
         if line is None or line.covered == len(line.items):
             return None
         new = line.items[line.covered :]
-        room = self._context_length - self._settings.summary_tokens
+        reader = self._reader(model)
+        room = reader.context_length - self._settings.summary_tokens
         for without in range(len(new)):
-            encoding = await self._tokenizer.encode_chat(
+            encoding = await reader.tokenizer.encode_chat(
                 summary_request(line.summary, new, without=without)
             )
             if len(encoding.tokens) <= room:
@@ -217,7 +249,7 @@ class DialogueManager:
         )
         if conduct.decision.text is not None:
             return replace(planned, reply=conduct.decision.text)
-        prompt = await self._persona_planner.plan(conduct, turn, begun)
+        prompt = await self._persona_planners[turn.model].plan(conduct, turn, begun)
         known = prompt.remembered
         explained["remembered"] = {
             "facts": len(known.facts),

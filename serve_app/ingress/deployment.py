@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Mapping
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -14,12 +16,14 @@ from serve_app.ingress.application import build_application
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.edge import use_limits
 from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.models import Models, ModelService
 from serve_app.ingress.remembering import Remembering
 from serve_app.ingress.remote import RemoteDialogue, RemoteGenerator, RemoteTokenizer
 from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
 from serve_app.ingress.stores import Stores
 from serve_app.routing.listening import listen_on_node_address, open_to_other_machines
+from serve_app.routing.pools import Served, served_models
 from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import Settings, drain_flag, parley_home
 from serve_app.state.connection import RedisPool
@@ -44,8 +48,8 @@ class Ingress:
         self,
         settings: Settings,
         dialogue: DeploymentHandle,
-        tokenizer: DeploymentHandle,
-        generator: DeploymentHandle,
+        tokenizers: Mapping[str, DeploymentHandle],
+        generators: Mapping[str, Mapping[str, DeploymentHandle]],
     ) -> None:
         listen_on_node_address()
         if os.environ.get(EDGE_VARIABLE) != EDGE:
@@ -67,40 +71,34 @@ class Ingress:
             )
             raise ConfigError(message)
         use_limits(settings.ingress)
-        model = served_model(settings)
-        generators = RemoteGenerator(generator, timeout_s=UNARY_TIMEOUT_S)
-        client = GeneratorClient(
-            generators,
-            silence_s=settings.ingress.generator_silence_s,
-            max_moves=settings.ingress.max_moves,
-            shutting_down=drain_flag(parley_home()).exists,
-            admission_s=settings.ingress.admission_timeout_s,
+        models = Models(
+            [
+                _model_service(model, tokenizers[model.key], generators[model.key])
+                for model in served_models(settings)
+            ]
         )
+        owner = uuid.uuid4().hex
         stores = Stores.over(
             RedisPool.open(settings.redis, parley_home()),
             settings,
             open_seal(settings.encryption, parley_home()),
-            owner=client.subscriber,
+            owner=owner,
         )
-        table = TokenTable(TokenizerFile.from_file(str(model.path / "tokenizer.json")))
         remote_dialogue = RemoteDialogue(dialogue, timeout_s=UNARY_TIMEOUT_S)
         self._services = Services(
             settings=settings,
-            model=tokenizer_info(model, settings),
-            table=table,
-            generators=client,
-            generator_stats=generators,
+            models=models,
+            owner=owner,
             dialogue=remote_dialogue,
-            tokenizer=RemoteTokenizer(tokenizer, timeout_s=UNARY_TIMEOUT_S),
             keys=keys,
             stores=stores,
-            remembering=Remembering(client, table, remote_dialogue, stores),
+            remembering=Remembering(models, remote_dialogue, stores),
         )
         self._runs = Runs(self._services)
 
     def check_health(self) -> None:
         """Raise when this replica could no longer tell that a generator is lost."""
-        self._services.generators.check()
+        self._services.models.check()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Build the application once the services are there; Serve calls this."""
@@ -109,3 +107,25 @@ class Ingress:
     async def __del__(self) -> None:
         """Let the responses that nobody waits for end, before Serve ends this replica."""
         await self._runs.drain()
+
+
+def _model_service(
+    model: Served, tokenizer: DeploymentHandle, pools: Mapping[str, DeploymentHandle]
+) -> ModelService:
+    prepared = served_model(model.settings)
+    limits = model.settings.ingress
+    generators = RemoteGenerator(pools[model.pools[0].deployment], timeout_s=UNARY_TIMEOUT_S)
+    return ModelService(
+        key=model.key,
+        info=tokenizer_info(prepared, model.settings, max_len=model.max_len),
+        table=TokenTable(TokenizerFile.from_file(str(prepared.path / "tokenizer.json"))),
+        tokenizer=RemoteTokenizer(tokenizer, timeout_s=UNARY_TIMEOUT_S),
+        generators=GeneratorClient(
+            generators,
+            silence_s=limits.generator_silence_s,
+            max_moves=limits.max_moves,
+            shutting_down=drain_flag(parley_home()).exists,
+            admission_s=limits.admission_timeout_s,
+        ),
+        generator_stats=generators,
+    )

@@ -15,8 +15,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from serve_app.errors import ParleyError
-from serve_app.ingress.detokenizer import TokenTable
-from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.models import Models
 from serve_app.ingress.replies import Generation
 from serve_app.ingress.stores import Stores
 from serve_app.messages.generation import FinishReason, GenerateRequest, SamplingParams
@@ -38,17 +37,13 @@ class Remembering:
     """Remembers for one ingress replica, a few summaries at a time.
 
     Args:
-        generators: generate summaries.
-        table: the model's tokens.
+        models: generate summaries.
         dialogue: plans them; has `plan_summary`.
         stores: where they are kept.
     """
 
-    def __init__(
-        self, generators: GeneratorClient, table: TokenTable, dialogue: Any, stores: Stores
-    ) -> None:
-        self._generators = generators
-        self._table = table
+    def __init__(self, models: Models, dialogue: Any, stores: Stores) -> None:
+        self._models = models
         self._dialogue = dialogue
         self._stores = stores
         self._room = asyncio.Semaphore(_MOST_AT_ONCE)
@@ -60,13 +55,20 @@ class Remembering:
         if facts:
             self._spawn(self._learn(tenant, user, facts, response))
 
-    def summarise(self, tenant: str, conversation: str, item: str) -> None:
-        """Summarise a conversation up to an item, in a while; not if too much waits already."""
+    def summarise(self, tenant: str, conversation: str, item: str, model: str) -> None:
+        """Summarise a conversation up to an item, in a while; not if too much waits already.
+
+        Args:
+            tenant: whose conversation it is.
+            conversation: its id.
+            item: id of the last item that left the prompt.
+            model: key of the model that answers in it, which summarises it too.
+        """
         place = (tenant, conversation)
         if place in self._conversations or len(self._conversations) >= _MOST_WAITING:
             return
         self._conversations.add(place)
-        self._spawn(self._summarise(tenant, conversation, item))
+        self._spawn(self._summarise(tenant, conversation, item, model))
 
     @property
     def busy(self) -> bool:
@@ -84,20 +86,20 @@ class Remembering:
         except ParleyError as error:
             logger.warning("What %s says of its user was not kept: %s", response, error.code)
 
-    async def _summarise(self, tenant: str, conversation: str, item: str) -> None:
+    async def _summarise(self, tenant: str, conversation: str, item: str, model: str) -> None:
         try:
             async with self._room:
-                await self._summary(tenant, conversation, item)
+                await self._summary(tenant, conversation, item, model)
         except ParleyError as error:
             logger.info("%s is summarised another time: %s", conversation, error.code)
         finally:
             self._conversations.discard((tenant, conversation))
 
-    async def _summary(self, tenant: str, conversation: str, item: str) -> None:
-        planned = await self._dialogue.plan_summary(tenant, conversation, item)
+    async def _summary(self, tenant: str, conversation: str, item: str, model: str) -> None:
+        planned = await self._dialogue.plan_summary(tenant, conversation, item, model)
         if planned is None:
             return
-        generation = Generation(self._generators, self._table, limit_s=_LIMIT_S)
+        generation = Generation(limit_s=_LIMIT_S)
         request = GenerateRequest(
             request_id=f"summary_{secrets.token_hex(12)}",
             subscriber="",
@@ -108,7 +110,7 @@ class Remembering:
             ),
             priority=LAST_PRIORITY,
         )
-        await generation.open([request], ())
+        await generation.open(self._models.of(model), [request], ())
         try:
             (reply,) = await generation.replies()
         finally:

@@ -12,8 +12,8 @@ from serve_app.api.errors import deadline_exceeded, failure
 from serve_app.api.reply import Reply, TokenLogprob, Usage
 from serve_app.errors import GeneratorLost
 from serve_app.ingress.assembly import Delta, StreamAssembly
-from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.models import ModelService
 from serve_app.ingress.stop_strings import StopStrings
 from serve_app.ingress.streams import TokenStream
 from serve_app.messages.generation import Finished, FinishReason, GenerateRequest
@@ -146,17 +146,13 @@ class Generation:
     """All choices of one request: `open` it, read it, and `close` it whatever happens.
 
     Args:
-        client: opens streams.
-        table: the model's tokens.
         limit_s: seconds from now in which any request must be done.
     """
 
-    def __init__(self, client: GeneratorClient, table: TokenTable, *, limit_s: float) -> None:
-        self._client = client
-        self._table = table
+    def __init__(self, *, limit_s: float) -> None:
         self._limit_s = limit_s
         self._clock = _Clock(time.perf_counter())
-        self._streams: list[TokenStream] = []
+        self._streams: list[tuple[GeneratorClient, TokenStream]] = []
         self.choices: list[ChoiceReply] = []
 
     @asynccontextmanager
@@ -177,11 +173,18 @@ class Generation:
         except TimeoutError:
             raise deadline_exceeded() from None
 
-    async def open(self, requests: Sequence[GenerateRequest], stop: Sequence[str]) -> None:
+    async def open(
+        self, model: ModelService, requests: Sequence[GenerateRequest], stop: Sequence[str]
+    ) -> None:
         """Submit one request per choice, each with the time that is left for it.
 
         The first one goes ahead, so that the others find its prompt in the cache and go to the
         same replica.
+
+        Args:
+            model: generates them.
+            requests: one per choice.
+            stop: what ends a choice.
 
         Raises:
             DeadlineExceeded: no time is left.
@@ -191,27 +194,30 @@ class Generation:
         try:
             async with self.in_time():
                 for request in requests:
-                    await self._open(request, stops)
+                    await self._open(model, request, stops)
         except BaseException:
             self.close()
             raise
 
-    async def _open(self, request: GenerateRequest, stops: StopStrings | None) -> None:
+    async def _open(
+        self, model: ModelService, request: GenerateRequest, stops: StopStrings | None
+    ) -> None:
         left_s = self._limit_s - self._clock.since()
         if left_s <= 0:
             raise deadline_exceeded()
         request = replace(request, timeout_s=left_s)
-        stream = await self._client.open(request)
-        self._streams.append(stream)
+        client = model.generators
+        stream = await client.open(request)
+        self._streams.append((client, stream))
         assembly = StreamAssembly(
-            self._table, stops, logprobs=request.sampling.logprobs is not None
+            model.table, stops, logprobs=request.sampling.logprobs is not None
         )
-        self.choices.append(ChoiceReply(self._client, request, stream, assembly, self._clock))
+        self.choices.append(ChoiceReply(client, request, stream, assembly, self._clock))
 
     def close(self) -> None:
         """Cancel what still runs."""
-        for stream in self._streams:
-            self._client.close(stream)
+        for client, stream in self._streams:
+            client.close(stream)
 
     async def deltas(self) -> AsyncIterator[tuple[int, list[Delta] | None]]:
         """Yield (choice, deltas) as they come, and (choice, None) when a choice is done.

@@ -52,6 +52,7 @@ class Asked:
         stored: whether the response is kept.
         claim: key of the idempotency record that led here.
         created: Unix seconds.
+        model: key of the model that answers.
     """
 
     tenant: str
@@ -61,6 +62,7 @@ class Asked:
     stored: bool
     claim: str | None
     created: int
+    model: str
 
     @property
     def joins(self) -> bool:
@@ -93,6 +95,7 @@ class ResponseRun:
         self.error: ParleyError | None = None
         self.over = False
         self._services = services
+        self._model = services.models.of(asked.model)
         self._tell_over = over
         self._generation: Generation = services.generation()
         self._base: str | None = None
@@ -193,7 +196,7 @@ class ResponseRun:
             request,
             response=asked.response,
             item=message_id(),
-            model=self._services.model.model,
+            model=self._model.name,
             created=asked.created,
             stored=asked.stored,
             defaults=self._services.sampling_defaults,
@@ -268,7 +271,7 @@ class ResponseRun:
     async def _generated(self, plan: TurnPlan) -> tuple[Reply, Usage]:
         """Have the model write the reply, publishing it as it comes."""
         generation, request = self._generation, self.asked.request
-        await generation.open([self._generate_request(plan)], request.stop)
+        await generation.open(self._model, [self._generate_request(plan)], request.stop)
         self._publish(self._encoder.start())
         self._accept()
         async for _, deltas in generation.deltas():
@@ -292,7 +295,7 @@ class ResponseRun:
         if (user := asked.request.user_name) is not None:
             remembering.learn(asked.tenant, user, plan.facts, response=asked.response)
         if plan.unsummarised is not None and asked.place is not None:
-            remembering.summarise(asked.tenant, asked.place, plan.unsummarised)
+            remembering.summarise(asked.tenant, asked.place, plan.unsummarised, asked.model)
 
     async def _planned(self) -> TurnPlan:
         pause = _FIRST_PAUSE_S
@@ -316,6 +319,7 @@ class ResponseRun:
             begin=self._begin(),
             persona=request.persona,
             takes_persona=True,
+            model=asked.model,
         )
         try:
             plan = await self._services.dialogue.plan(turn)
@@ -351,6 +355,7 @@ class ResponseRun:
             new=not (request.previous_response_id or request.replaces or request.conversation),
             chosen=request.on_busy is not None,
             persona=request.persona or self._services.settings.dialogue.default_persona,
+            model=request.model,
         )
 
     def _may_go_unstored(self) -> bool:
@@ -362,7 +367,7 @@ class ResponseRun:
 
     @property
     def _owner(self) -> str:
-        return self._services.generators.subscriber
+        return self._services.owner
 
     def _generate_request(self, plan: TurnPlan) -> GenerateRequest:
         request, services = self.asked.request, self._services
@@ -375,7 +380,7 @@ class ResponseRun:
             prompt=plan.prompt,
             sampling=request.sampling(
                 max_tokens=plan.max_tokens,
-                vocab_size=services.model.vocab_size,
+                vocab_size=self._model.info.vocab_size,
                 defaults=defaults,
                 seed=random_seed(),
             ),

@@ -18,6 +18,7 @@ from serve_app.errors import InvalidRequest
 from serve_app.ingress.event_stream import EventStream
 from serve_app.ingress.gate import tenant_of
 from serve_app.ingress.json_response import JsonResponse
+from serve_app.ingress.models import ModelService
 from serve_app.ingress.replies import Generation
 from serve_app.ingress.services import Services, random_seed
 from serve_app.messages.dialogue import PlanTurn, TurnPlan
@@ -37,7 +38,8 @@ def chat_routes(services: Services) -> APIRouter:
         body = parse_body(
             await request.body(), ChatCompletionRequest, max_depth=limits.max_json_depth
         )
-        services.check_model(body.model)
+        model = services.models.named(body.model)
+        model.generators.check_room()
         check_size(body, services)
         async with generation.in_time(body.timeout):
             plan = await services.dialogue.plan(
@@ -46,22 +48,23 @@ def chat_routes(services: Services) -> APIRouter:
                     messages=body.to_messages(),
                     max_tokens=body.token_limit,
                     truncate=body.truncation == "auto",
+                    model=model.key,
                 )
             )
         completion, created = chat_completion_id(), int(time.time())
-        requests = choice_requests(body, plan, completion, services)
+        requests = choice_requests(body, plan, completion, services, model)
         extras = Extras(turns_left_out=plan.turns_left_out)
         encoders = [
             ChatStreamEncoder(
                 completion=completion,
-                model=services.model.model,
+                model=model.name,
                 created=created,
                 choice=choice,
                 include_usage=body.include_usage,
             )
             for choice in range(body.n)
         ]
-        await generation.open(requests, body.stop)
+        await generation.open(model, requests, body.stop)
         if not body.stream:
             try:
                 replies = await generation.replies()
@@ -70,7 +73,7 @@ def chat_routes(services: Services) -> APIRouter:
             return JsonResponse(
                 chat_completion(
                     completion=completion,
-                    model=services.model.model,
+                    model=model.name,
                     created=created,
                     replies=replies,
                     usage=generation.usage(),
@@ -103,7 +106,11 @@ def check_size(body: ChatCompletionRequest, services: Services) -> None:
 
 
 def choice_requests(
-    body: ChatCompletionRequest, plan: TurnPlan, completion: str, services: Services
+    body: ChatCompletionRequest,
+    plan: TurnPlan,
+    completion: str,
+    services: Services,
+    model: ModelService,
 ) -> list[GenerateRequest]:
     """Return one request to the generator per choice."""
     seed = random_seed()
@@ -115,7 +122,7 @@ def choice_requests(
             prompt=plan.prompt,
             sampling=body.sampling(
                 max_tokens=plan.max_tokens,
-                vocab_size=services.model.vocab_size,
+                vocab_size=model.info.vocab_size,
                 defaults=services.sampling_defaults,
                 seed=seed,
                 choice=choice,

@@ -18,6 +18,7 @@ from serve_app.api.sse import DONE
 from serve_app.errors import ContextLengthExceeded, InvalidRequest
 from serve_app.ingress.event_stream import EventStream
 from serve_app.ingress.json_response import JsonResponse
+from serve_app.ingress.models import ModelService
 from serve_app.ingress.replies import Generation
 from serve_app.ingress.services import Services, random_seed
 from serve_app.messages.generation import GenerateRequest
@@ -36,21 +37,22 @@ def completion_routes(services: Services) -> APIRouter:
     async def create_completion(request: Request) -> Response:
         generation = services.generation()
         body = parse_body(await request.body(), CompletionRequest, max_depth=limits.max_json_depth)
-        services.check_model(body.model)
+        model = services.models.named(body.model)
+        model.generators.check_room()
         completion, created = completion_id(), int(time.time())
         async with generation.in_time(body.timeout):
-            requests = await _requests(body, completion, services)
+            requests = await _requests(body, completion, services, model)
         encoders = [
             CompletionStreamEncoder(
                 completion=completion,
-                model=services.model.model,
+                model=model.name,
                 created=created,
                 choice=choice,
                 include_usage=body.include_usage,
             )
             for choice in range(len(requests))
         ]
-        await generation.open(requests, body.stop)
+        await generation.open(model, requests, body.stop)
         if not body.stream:
             try:
                 replies = await generation.replies()
@@ -59,7 +61,7 @@ def completion_routes(services: Services) -> APIRouter:
             return JsonResponse(
                 completion_object(
                     completion=completion,
-                    model=services.model.model,
+                    model=model.name,
                     created=created,
                     replies=replies,
                     usage=generation.usage(prompts=len(body.prompt)),
@@ -76,21 +78,21 @@ def completion_routes(services: Services) -> APIRouter:
 
 
 async def _requests(
-    body: CompletionRequest, completion: str, services: Services
+    body: CompletionRequest, completion: str, services: Services, model: ModelService
 ) -> list[GenerateRequest]:
     limits = services.settings.ingress
-    prompts = body.checked_prompts(services.model.vocab_size)
+    prompts = body.checked_prompts(model.info.vocab_size)
     if len(prompts) * body.n > limits.max_choices:
         message = (
             f"{len(prompts)} prompts with n={body.n} make {len(prompts) * body.n} choices; at most "
             f"{limits.max_choices} are made (setting ingress.max_choices)."
         )
         raise InvalidRequest(message, param="n")
-    context = services.model.context_length
+    context = model.info.context_length
     seed = random_seed()
     requests = []
     for number, prompt in enumerate(prompts):
-        tokens = await services.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        tokens = await model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         if not tokens or len(tokens) >= context:
             message = (
                 f"The prompt has {len(tokens)} tokens; it needs at least 1 and, with room for a "
@@ -107,7 +109,7 @@ async def _requests(
                     prompt=tuple(tokens),
                     sampling=body.sampling(
                         max_tokens=min(body.max_tokens, context - len(tokens)),
-                        vocab_size=services.model.vocab_size,
+                        vocab_size=model.info.vocab_size,
                         defaults=services.sampling_defaults,
                         seed=seed,
                         choice=index,

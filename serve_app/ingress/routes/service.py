@@ -24,6 +24,7 @@ _READY_S = 15.0
 def service_routes(services: Services) -> APIRouter:
     """Return health, readiness, version, metrics and models."""
     router = APIRouter()
+    first = services.models.first
 
     @router.get("/health")
     async def health() -> Response:
@@ -35,9 +36,9 @@ def service_routes(services: Services) -> APIRouter:
         reason = "A part does not answer; it may be restarting."
         try:
             async with asyncio.timeout(_READY_S):
-                generator = await services.generator_stats.stats()
+                generator = await first.generator_stats.stats()
                 redis = await services.dialogue.state_reachable()
-                await services.tokenizer.encode("ready")
+                await first.tokenizer.encode("ready")
         except (ParleyError, TimeoutError) as error:
             return JsonResponse(
                 {
@@ -50,7 +51,7 @@ def service_routes(services: Services) -> APIRouter:
         return JsonResponse(
             {
                 "status": "ready" if redis else "degraded",
-                "model": services.model.model,
+                "model": first.name,
                 "redis": "up" if redis else "down",
                 "generator": generator,
             }
@@ -69,11 +70,10 @@ def service_routes(services: Services) -> APIRouter:
 
     @router.get("/v1/models")
     async def list_models() -> Response:
-        return JsonResponse(model_list([services.model]))
+        return JsonResponse(model_list(model.info for model in services.models))
 
     @router.get("/v1/models/{name:path}")
     async def get_model(name: str) -> Response:
-        services.check_model(name)
-        return JsonResponse(model_object(services.model))
+        return JsonResponse(model_object(services.models.named(name).info))
 
     return router
