@@ -207,7 +207,10 @@ class FurtherPool(_WithChanges):
     precision: PrecisionName | None = Field(
         None, description="precision of the weights; null takes the model's"
     )
-    form: FormName | None = Field(None, description="form of the decoder graph, as `model.form`")
+    form: FormName | None = Field(
+        None,
+        description="form of the graph; null takes the model's with its precision, else the fastest",
+    )
     engines: Path | None = Field(None, description="as `model.engines`; null takes the model's")
 
 
@@ -249,9 +252,12 @@ class IngressSettings(_Section):
     max_choices: Positive = Field(8, description="largest `n`")
     max_concurrent: Positive = Field(512, description="requests in progress per ingress replica")
     admission_timeout_s: Seconds = Field(
-        30.0,
-        description="time in which a generator must take a request or refuse it; with generators that "
-        "scale to zero, more than one takes to start",
+        30.0, description="time in which a generator must take a request or refuse it"
+    )
+    start_timeout_s: Seconds = Field(
+        180.0,
+        description="time that a request waits for a generator while none is up, as the first one starts "
+        "or the only one is replaced; longer than generator.drain_timeout_s and a start together",
     )
     generator_silence_s: Seconds = Field(
         10.0, description="a generator that sends no frame for this long is taken for lost"
@@ -259,8 +265,8 @@ class IngressSettings(_Section):
     max_moves: int = Field(
         3,
         ge=0,
-        description="how often a reply may go on with another generator when its own is lost or "
-        "stops; once more, and it ends with an error",
+        description="how often a reply may go on with another generator when its own is lost; once "
+        "more, and it ends with an error. One that stops in good order doesn't count",
     )
 
 

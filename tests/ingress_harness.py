@@ -349,7 +349,17 @@ class Service:
         )
         self.dialogue.pool = pool
         models = Models(
-            [ModelService(FIRST, info, table, self.tokenizer, self.client, self.generators)]
+            [
+                ModelService(
+                    FIRST,
+                    info,
+                    table,
+                    self.tokenizer,
+                    self.client,
+                    self.generators,
+                    pools=("Generator",),
+                )
+            ]
         )
         self.remembering = Remembering(models, self.dialogue, self.stores)
         services = Services(

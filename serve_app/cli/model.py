@@ -293,7 +293,7 @@ def _refuse_served(folder: Path) -> None:
     from serve_app.cluster.status import serving
 
     run = serving(parley_home())
-    if run is not None and run.model_folder == str(folder):
+    if run is not None and str(folder) in (run.model_folder, *run.further_folders):
         msg = (
             f"{folder.name} is being served at {run.url}. End that with `parley down` first, or "
             "remove it with --force: then replicas that start later must prepare it again."

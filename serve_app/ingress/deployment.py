@@ -16,6 +16,7 @@ from serve_app.ingress.application import build_application
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.edge import use_limits
 from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.generator_pools import GeneratorPools
 from serve_app.ingress.models import Models, ModelService
 from serve_app.ingress.remembering import Remembering
 from serve_app.ingress.remote import RemoteDialogue, RemoteGenerator, RemoteTokenizer
@@ -23,6 +24,7 @@ from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
 from serve_app.ingress.stores import Stores
 from serve_app.routing.listening import listen_on_node_address, open_to_other_machines
+from serve_app.routing.pool_choice import seen_pool
 from serve_app.routing.pools import Served, served_models
 from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import Settings, drain_flag, parley_home
@@ -114,7 +116,12 @@ def _model_service(
 ) -> ModelService:
     prepared = served_model(model.settings)
     limits = model.settings.ingress
-    generators = RemoteGenerator(pools[model.pools[0].deployment], timeout_s=UNARY_TIMEOUT_S)
+    remote = {
+        pool.deployment: RemoteGenerator(pools[pool.deployment], timeout_s=UNARY_TIMEOUT_S)
+        for pool in model.pools
+    }
+    own, *further = remote.values()
+    generators = GeneratorPools(remote, _kinds(model)) if further else own
     return ModelService(
         key=model.key,
         info=tokenizer_info(prepared, model.settings, max_len=model.max_len),
@@ -126,6 +133,17 @@ def _model_service(
             max_moves=limits.max_moves,
             shutting_down=drain_flag(parley_home()).exists,
             admission_s=limits.admission_timeout_s,
+            start_s=limits.start_timeout_s,
+            up=lambda: any(seen_pool(name) for name in remote),
         ),
         generator_stats=generators,
+        pools=tuple(remote),
     )
+
+
+def _kinds(model: Served) -> dict[str, object]:
+    """Return what each pool computes with: equal where replies go on exactly."""
+    return {
+        pool.deployment: (pool.settings.model.precision, pool.settings.model.form)
+        for pool in model.pools
+    }

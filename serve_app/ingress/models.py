@@ -47,6 +47,7 @@ class ModelService:
         tokenizer: encodes and decodes.
         generators: opens streams.
         generator_stats: asks generators about themselves.
+        pools: names of its generators' deployments.
     """
 
     key: str
@@ -55,6 +56,7 @@ class ModelService:
     tokenizer: TokenizerPort
     generators: GeneratorClient
     generator_stats: GeneratorStatsPort
+    pools: tuple[str, ...]
 
     @property
     def name(self) -> str:

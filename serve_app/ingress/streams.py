@@ -37,6 +37,7 @@ class TokenStream:
         number: the stream's in frames, given anew with each try to submit it.
         replica: unique id of the replica that has it; None while none does.
         moves: how often it has left a replica.
+        losses: how often that was because the replica failed: what a stream may have caused itself.
         wanted: False once it has been cancelled or closed, so that nobody lets it go on elsewhere.
     """
 
@@ -50,6 +51,7 @@ class TokenStream:
         "_request",
         "_tokens",
         "_waiter",
+        "losses",
         "moves",
         "number",
         "replica",
@@ -60,6 +62,7 @@ class TokenStream:
         self.number = 0
         self.replica: str | None = None
         self.moves = 0
+        self.losses = 0
         self.wanted = True
         self._request = request
         limit_s = request.timeout_s

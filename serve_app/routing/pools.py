@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from serve_app.errors import ConfigError
@@ -21,10 +20,12 @@ class Pool:
     Attributes:
         deployment: its name.
         settings: the whole tree, in which `model` and `generator` are the pool's own.
+        place: keys under which the settings say what it computes with.
     """
 
     deployment: str
     settings: Settings
+    place: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,31 +58,30 @@ def served_models(settings: Settings) -> tuple[Served, ...]:
 
     Raises:
         ConfigError: a pool's model is none of them, two have one name, or an engine can't be as is said.
+            Its `param` is the path of what is wrong.
     """
-    if twice := sorted(settings.models.also.keys() & settings.models.pools.keys()):
-        msg = f"models.pools.{twice[0]}: models.also has that key too; choose another one."
-        raise ConfigError(msg)
-    own = {FIRST: settings} | {
-        key: _of_model(settings, key, model) for key, model in settings.models.also.items()
-    }
+    also, pools = settings.models.also, settings.models.pools
+    if twice := sorted(also.keys() & pools.keys()):
+        msg = "models.also has that key too; take another one."
+        raise _refused(f"models.pools.{twice[0]}", msg)
+    own = {FIRST: settings} | {key: _of_model(settings, key, model) for key, model in also.items()}
     _refuse_equal_names(own)
-    further: dict[str, list[Pool]] = {key: [] for key in own}
-    for key, pool in settings.models.pools.items():
+    members = {
+        key: [Pool(f"Generator-{key}", its, ("models", "also", key))]
+        if key
+        else [Pool("Generator", its, ("model",))]
+        for key, its in own.items()
+    }
+    for key, pool in pools.items():
         wanted = pool.model or FIRST
         if wanted not in own:
-            known = ", ".join(settings.models.also) or "none"
-            msg = (
-                f"models.pools.{key}.model: no model {wanted!r} in models.also; there are {known}."
-            )
-            raise ConfigError(msg)
-        further[wanted].append(Pool(f"Generator-{key}", _of_pool(own[wanted], key, pool)))
+            known = ", ".join(also) or "no key at all"
+            msg = f"models.also has {known}, and no {wanted}; null means the first model."
+            raise _refused(f"models.pools.{key}.model", msg)
+        its = _of_pool(own[wanted], key, pool)
+        members[wanted].append(Pool(f"Generator-{key}", its, ("models", "pools", key)))
     return tuple(
-        Served(
-            key,
-            f"Tokenizer-{key}" if key else "Tokenizer",
-            (Pool(f"Generator-{key}" if key else "Generator", own[key]), *further[key]),
-        )
-        for key in own
+        Served(key, f"Tokenizer-{key}" if key else "Tokenizer", tuple(members[key])) for key in own
     )
 
 
@@ -102,11 +102,14 @@ def _of_model(settings: Settings, key: str, model: FurtherModel) -> Settings:
 
 
 def _of_pool(settings: Settings, key: str, pool: FurtherPool) -> Settings:
-    changed = settings.model.model_copy(
+    model = settings.model
+    precision = pool.precision or model.precision
+    changed = model.model_copy(
         update={
-            "precision": pool.precision or settings.model.precision,
-            "form": pool.form,
-            "engines": pool.engines or settings.model.engines,
+            "precision": precision,
+            # A form goes with a precision: another one may not have it.
+            "form": pool.form or (model.form if precision == model.precision else None),
+            "engines": pool.engines or model.engines,
         }
     )
     place = f"models.pools.{key}.generator"
@@ -119,28 +122,28 @@ def _engine(
 ) -> GeneratorSettings:
     engine = settings.generator.model_copy(update=changes.model_dump(exclude_unset=True))
     if engine.max_cached_tokens < engine.max_len:
-        msg = f"{place}: max_cached_tokens must be at least max_len; raise it, or lower max_len."
-        raise ConfigError(msg)
+        msg = "max_cached_tokens must be at least max_len; raise it, or lower max_len."
+        raise _refused(place, msg)
     if engine.backend == "simulated" and name != "simulated":
         msg = (
-            f"{place}.backend is simulated, which answers with noise: call the model simulated too, so "
-            "that nobody takes it for one."
+            "it answers with noise: give the model the name simulated too, so that nobody takes it "
+            "for one."
         )
-        raise ConfigError(msg)
+        raise _refused(f"{place}.backend", msg)
     return engine
 
 
 def _refuse_equal_names(own: dict[str, Settings]) -> None:
-    seen: dict[str, str] = {}
-    for key, name in _names(own):
+    """Compare the names that the settings know; a first model without one brings its own along."""
+    seen: set[str] = set()
+    for key, its in own.items():
+        if (name := its.model.name) is None:
+            continue
         if name in seen:
-            msg = f"models.also.{key}: another model is called {name!r} too; give it another name."
-            raise ConfigError(msg)
-        seen[name] = key
+            msg = f"another model is called {name!r} too; give this one another name."
+            raise _refused(f"models.also.{key}", msg)
+        seen.add(name)
 
 
-def _names(own: dict[str, Settings]) -> Iterator[tuple[str, str]]:
-    """Yield key and name of the models whose name the settings know; others bring theirs along."""
-    for key, settings in own.items():
-        if settings.model.name is not None:
-            yield key, settings.model.name
+def _refused(place: str, message: str) -> ConfigError:
+    return ConfigError(f"{place}: {message}", param=place)

@@ -10,7 +10,9 @@ from serve_app import __version__
 from serve_app.api.models import model_list, model_object
 from serve_app.errors import ParleyError
 from serve_app.ingress.json_response import JsonResponse
+from serve_app.ingress.models import ModelService
 from serve_app.ingress.services import Services
+from serve_app.routing.pool_choice import seen_pool
 from serve_app.telemetry.process_metrics import exposition
 
 __all__ = ["service_routes"]
@@ -54,6 +56,7 @@ def service_routes(services: Services) -> APIRouter:
                 "model": first.name,
                 "redis": "up" if redis else "down",
                 "generator": generator,
+                "models": {model.name: _pools(model) for model in services.models},
             }
         )
 
@@ -77,3 +80,15 @@ def service_routes(services: Services) -> APIRouter:
         return JsonResponse(model_object(services.models.named(name).info))
 
     return router
+
+
+def _pools(model: ModelService) -> dict[str, dict[str, float]]:
+    """Return what is seen of a model's pools, without asking one: that would start an idle one's replica."""
+    return {
+        name: {
+            "replicas": len(replicas := seen_pool(name)),
+            "streams": sum(replica.streams for replica in replicas.values()),
+            "slots": sum(replica.slots for replica in replicas.values()),
+        }
+        for name in model.pools
+    }
