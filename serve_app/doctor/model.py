@@ -7,11 +7,12 @@ from pathlib import Path
 
 from serve_app.doctor.finding import Finding
 from serve_app.doctor.gpu import GpuReport
-from serve_app.errors import ParleyError
+from serve_app.errors import ModelError, ParleyError
 from serve_app.models.decoder_interface import Form
 from serve_app.models.engine_build.engine_manifest import EngineEnvironment, GpuArchitecture
 from serve_app.models.engine_build.model_engine import find_model_engine
 from serve_app.models.recipe import chosen_form
+from serve_app.models.sources import require_source
 from serve_app.models.store import ModelStore, PreparedModel
 from serve_app.routing.pools import Pool
 from serve_app.routing.serving import BackendName, chosen_backend
@@ -82,6 +83,8 @@ def prepared_models(home: Path, plan: Plan) -> Finding:
             "`parley model remove NAME` deletes a damaged one.",
         )
     if _matching(models, plan) is None:
+        if wrong := _no_source(plan):
+            return Finding("models", "missing", found, wrong)
         return Finding("models", "ok", found, f"{plan.source} is prepared at the first start.")
     return Finding("models", "ok", found)
 
@@ -97,6 +100,8 @@ def prepared_model(home: Path, plan: Plan) -> Finding:
     if model is not None:
         return Finding(plan.deployment, "ok", model.path.name)
     found = f"{plan.source}, {plan.precision} in the {plan.form} form"
+    if wrong := _no_source(plan):
+        return Finding(plan.deployment, "missing", found, wrong)
     return Finding(plan.deployment, "ok", found, "It is prepared at the first start.")
 
 
@@ -119,6 +124,15 @@ def engine(home: Path, plan: Plan, gpu: GpuReport, shared: Path | None) -> Findi
         return Finding(name, "ok", str(find_model_engine(model, environment, shared).path))
     except ParleyError as error:
         return Finding(name, "missing", "none that fits", error.message)
+
+
+def _no_source(plan: Plan) -> str | None:
+    """Return why a model can't be prepared, as far as that shows without reading one."""
+    try:
+        require_source(plan.source)
+    except ModelError as error:
+        return error.message
+    return None
 
 
 def _matching(models: tuple[PreparedModel, ...], plan: Plan) -> PreparedModel | None:

@@ -35,7 +35,10 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cuda_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata, "version", lambda _: "2.13.0")
+    real = metadata.version
+    monkeypatch.setattr(
+        metadata, "version", lambda name: "2.13.0" if name == "torch" else real(name)
+    )
 
 
 def settings(*, max_len: int = 2048, **model: object) -> Settings:
@@ -84,6 +87,25 @@ def test_a_machine_without_a_gpu_serves_on_its_processor(tmp_path: Path) -> None
         "Redis",
         "HAProxy",
     ]
+
+
+def test_every_model_and_pool_is_looked_at(tmp_path: Path) -> None:
+    wanted = Settings.load(
+        {
+            "models": {
+                "also": {"gone": {"source": "/nowhere/model.gguf"}},
+                "pools": {"exact": {"precision": "fp32"}},
+            }
+        }
+    )
+    seen = look(tmp_path, wanted)
+    assert [plan.deployment for plan in seen.further] == ["Generator-exact", "Generator-gone"]
+    assert line(seen, "Generator-exact").state == "ok"
+    assert "first start" in line(seen, "Generator-exact").advice
+    gone = line(seen, "Generator-gone")
+    assert gone.state == "missing"
+    assert "no model at /nowhere/model.gguf" in gone.advice
+    assert not seen.can_serve
 
 
 def test_what_a_gpu_backend_lacks_is_missing_with_what_to_do(tmp_path: Path) -> None:
