@@ -87,7 +87,7 @@ def rank_pools(
             taken[name] = streams
     by_room = sorted(slots, key=lambda name: (taken[name] / slots[name], -slots[name]))
     if alike:
-        by_room.sort(key=lambda name: name not in alike)
+        return sorted(by_room, key=lambda name: (name != home, name not in alike))
     if affinity is None or len(by_room) < 2:
         return by_room
     preferred = (
@@ -97,7 +97,7 @@ def rank_pools(
     )
     mean = sum(taken.values()) / sum(slots.values())
     most = min(LOAD_BOUND * mean * slots[preferred] + 1, slots[preferred] - 1)
-    if taken[preferred] > most and not (alike and preferred == home):
+    if taken[preferred] > most:
         return by_room
     return [preferred, *(name for name in by_room if name != preferred)]
 
