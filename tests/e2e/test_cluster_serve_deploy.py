@@ -255,10 +255,11 @@ async def test_two_pools_share_a_model_s_load_and_one_takes_over_from_the_other(
     await until(lambda: pools(home) == {"Generator": 0, "Generator-second": 0})
     async with talking(home.url) as talk:
         model = await talk.model()
-        streams = [talk.chat(model, f"Tell me story {n}.", 400) for n in range(2 * SLOTS)]
+        streams = []
+        for n in range(2 * SLOTS):  # one after the other, so that each finds where there is room
+            streams.append(talk.chat(model, f"Tell me story {n}.", 600))
+            await streams[-1].runs()
         await until(lambda: pools(home) == {"Generator": SLOTS, "Generator-second": SLOTS})
-        for stream in streams:
-            await stream.runs()
         (second,) = processes_of(ray_cluster.mark, "ray::ServeReplica:parley:Generator-second")
         second.kill()
         assert [await stream.ends(END_S) for stream in streams] == [DONE] * len(streams)
