@@ -195,7 +195,9 @@ class FurtherModel(_WithChanges):
     name: str | None = Field(None, description="name that clients use; null takes its key")
     precision: PrecisionName = Field("int8", description="precision of the weights")
     form: FormName | None = Field(None, description="form of the decoder graph, as `model.form`")
-    engines: Path | None = Field(None, description="as `model.engines`")
+    engines: Path | None = Field(
+        None, description="as `model.engines`; null takes the first model's"
+    )
 
 
 class FurtherPool(_WithChanges):

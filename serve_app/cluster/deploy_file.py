@@ -136,7 +136,11 @@ def load_deployment(file: Path | None = None, overrides: Overrides | None = None
     application["args"] = settings.model_dump(
         mode="json", exclude={"redis": {"url"}, "encryption": {"keys"}}
     )
-    _share_cores(application, served_models(settings))
+    models = served_models(settings)
+    for model in models:  # Ray reserves a CPU for what the file doesn't mention
+        for name in (model.tokenizer, *(pool.deployment for pool in model.pools)):
+            _deployment(application, name)
+    _share_cores(application, models)
     return Deployment(
         source.file, config, settings, host, port, math.ceil(_cpus(config["applications"]))
     )

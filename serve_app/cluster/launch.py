@@ -101,7 +101,11 @@ def start(
             model_folder=folders[0],
             further_folders=folders[1:],
             own_redis=deployment.settings.redis.url is None,
-            drain_timeout_s=deployment.settings.generator.drain_timeout_s,
+            drain_timeout_s=max(
+                pool.settings.generator.drain_timeout_s
+                for model in deployment.models
+                for pool in model.pools
+            ),
         )
         folder.save(state)
         try:

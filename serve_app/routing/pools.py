@@ -93,7 +93,7 @@ def _of_model(settings: Settings, key: str, model: FurtherModel) -> Settings:
             "name": model.name or key,
             "precision": model.precision,
             "form": model.form,
-            "engines": model.engines,
+            "engines": model.engines or first.engines,
         }
     )
     place = f"models.also.{key}.generator"

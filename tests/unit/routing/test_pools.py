@@ -72,6 +72,12 @@ def test_a_pool_differs_from_its_model_in_what_is_said_of_it() -> None:
     assert models["small"].pools[1].settings.model == models["small"].settings.model
 
 
+def test_engines_are_shared_in_the_first_model_s_folder_unless_another_is_named() -> None:
+    also = {"a": {"source": "a/b"}, "b": {"source": "a/b", "engines": "/own"}}
+    models = served(model={"engines": "/shared"}, models={"also": also})
+    assert [str(models[key].settings.model.engines) for key in ("a", "b")] == ["/shared", "/own"]
+
+
 def test_a_sequence_fits_every_pool_of_its_model() -> None:
     models = served(models={"pools": {"short": {"generator": {"max_len": 256}}}})
     assert models[FIRST].max_len == 256
