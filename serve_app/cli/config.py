@@ -41,7 +41,10 @@ def show(
         for key, field in type(section).model_fields.items():
             _echo_comment(field.description or "")
             changed = values[key] != defaults[name].model_dump(mode="json")[key]
-            typer.echo(f"  {_entry(key, values[key])}{'  # not the default' if changed else ''}")
+            first, *rest = _entry(key, values[key]).splitlines()
+            typer.echo(f"  {first}{'  # not the default' if changed else ''}")
+            for line in rest:
+                typer.echo(f"  {line}")
 
 
 @config_app.command()

@@ -75,8 +75,8 @@ def served_models(settings: Settings) -> tuple[Served, ...]:
     for key, pool in pools.items():
         wanted = pool.model or FIRST
         if wanted not in own:
-            known = ", ".join(also) or "no key at all"
-            msg = f"models.also has {known}, and no {wanted}; null means the first model."
+            known = ", ".join(also) or "none"
+            msg = f"models.also has no {wanted}, only {known}; null means the first model."
             raise _refused(f"models.pools.{key}.model", msg)
         its = _of_pool(own[wanted], key, pool)
         members[wanted].append(Pool(f"Generator-{key}", its, ("models", "pools", key)))

@@ -123,7 +123,7 @@ SEVERAL = deploy_folder() / "several-models.yaml"
             "        also:",
             "        pools: {cpu: {model: unronded}}\n        also:",
             "pools:",
-            "models.also has unrounded, and no unronded",
+            "models.also has no unronded, only unrounded",
         ),
         (
             "        also:",
