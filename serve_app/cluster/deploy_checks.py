@@ -42,47 +42,37 @@ def deploy_faults(data: dict[str, Any]) -> Iterator[Fault]:
     args = application.get("args") or {}
     wrong = list(_args_faults(args, (*path, "args")))
     yield from wrong
-    models: tuple[Served, ...] | None = None
+    models: tuple[Served, ...] = ()
     if not wrong:
         try:
             models = _models(args)
         except ConfigError as error:
             keys = error.param.split(".") if error.param else []
             yield Fault((*path, "args", *keys), error.message.removeprefix(f"{error.param}: "))
-    pools = _Pools(models) if application["import_path"] == _IMPORT_PATH else _Pools(None)
     for place, deployment in enumerate(application.get("deployments", [])):
-        yield from _deployment_faults(deployment, (*path, "deployments", place), pools)
+        here = (*path, "deployments", place)
+        yield from _scaling_faults(deployment, here)
+        if models and application["import_path"] == _IMPORT_PATH:
+            yield from _pool_faults(deployment, here, models)
 
 
-class _Pools:
-    """The deployments that there are by the settings.
-
-    Args:
-        models: what is served; None where nobody knows, and every name is taken.
-    """
-
-    def __init__(self, models: tuple[Served, ...] | None) -> None:
-        self._known: set[str] | None = None
-        self._beside_others: set[str] = set()
-        if models is not None:
-            self._known = {"Ingress", "Dialogue"}
-            for model in models:
-                names = {pool.deployment for pool in model.pools}
-                self._known |= {model.tokenizer, *names}
-                self._beside_others |= names if len(names) > 1 else set()
-
-    def faults(self, deployment: dict[str, Any], path: KeyPath) -> Iterator[Fault]:
-        """Find a name that no deployment has, and a pool that nobody would ever wake."""
-        name = deployment["name"]
-        if self._known is not None and name not in self._known:
-            known = ", ".join(sorted(self._known))
-            yield Fault((*path, "name"), f"no deployment of that name; there are {known}.")
-        scaling = deployment.get("autoscaling_config") or {}
-        if name in self._beside_others and scaling.get("min_replicas") == 0:
-            yield Fault(
-                (*path, "autoscaling_config", "min_replicas"),
-                "a pool beside others keeps a replica: those others take what would wake it. Set it to 1.",
-            )
+def _pool_faults(
+    deployment: dict[str, Any], path: KeyPath, models: tuple[Served, ...]
+) -> Iterator[Fault]:
+    """Find a name that no deployment has, and a pool that nobody would ever wake."""
+    name = deployment["name"]
+    pools = [{pool.deployment for pool in model.pools} for model in models]
+    known = {"Ingress", "Dialogue", *(model.tokenizer for model in models)}.union(*pools)
+    if name not in known:
+        there_are = ", ".join(sorted(known))
+        yield Fault((*path, "name"), f"no deployment of that name; there are {there_are}.")
+    beside_others = any(name in together and len(together) > 1 for together in pools)
+    scaling = deployment.get("autoscaling_config") or {}
+    if beside_others and scaling.get("min_replicas") == 0:
+        yield Fault(
+            (*path, "autoscaling_config", "min_replicas"),
+            "a pool beside others keeps a replica: those others take what would wake it. Set it to 1.",
+        )
 
 
 def _models(args: dict[str, Any]) -> tuple[Served, ...]:
@@ -98,10 +88,9 @@ def _models(args: dict[str, Any]) -> tuple[Served, ...]:
     return served_models(Settings.model_construct(**sections))
 
 
-def _deployment_faults(deployment: dict[str, Any], path: KeyPath, pools: _Pools) -> Iterator[Fault]:
+def _scaling_faults(deployment: dict[str, Any], path: KeyPath) -> Iterator[Fault]:
     from ray.serve.config import AutoscalingConfig
 
-    yield from pools.faults(deployment, path)
     # Serve's schema takes any mapping here and fails only while deploying.
     if not (scaling := deployment.get("autoscaling_config")):
         return
@@ -112,14 +101,8 @@ def _deployment_faults(deployment: dict[str, Any], path: KeyPath, pools: _Pools)
         for found in error.errors(include_url=False, include_input=False):
             yield Fault((*here, *found["loc"]), as_sentence(found["msg"]))
         return
-    most = deployment.get("max_ongoing_requests")
-    wanted = checked.target_ongoing_requests
-    if (
-        most is not None
-        and wanted is not None
-        and wanted > most
-        and "target_ongoing_requests" in scaling
-    ):
+    most, wanted = deployment.get("max_ongoing_requests"), checked.target_ongoing_requests
+    if "target_ongoing_requests" in scaling and most is not None and wanted > most:
         yield Fault(
             (*here, "target_ongoing_requests"),
             f"a replica takes {most} requests at once (max_ongoing_requests): it can't come to hold "

@@ -74,6 +74,8 @@ def test_config_show_speaks_yaml_and_not_python(parley) -> None:
 
 def test_config_show_speaks_yaml_of_several_models_too(parley) -> None:
     file = REPOSITORY / "deploy" / "several-models.yaml"
+    import yaml
+
     shown = yaml.safe_load(parley("config", "show", "--config", str(file)).stdout)
     assert shown["models"]["also"]["unrounded"]["generator"] == {
         "max_cached_tokens": 8192,
