@@ -16,6 +16,7 @@ __all__ = [
     "ConversationNotFound",
     "DeadlineExceeded",
     "GeneratorLost",
+    "GeneratorStopping",
     "GpuUnavailable",
     "IdempotencyConflict",
     "IdempotencyMismatch",
@@ -284,6 +285,10 @@ class GeneratorLost(ParleyError):
 
     status = 503
     code = "generator_lost"
+
+
+class GeneratorStopping(GeneratorLost):
+    """A generator replica is about to stop and takes no more; another one will."""
 
 
 class ResponseLost(ParleyError):

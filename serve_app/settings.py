@@ -18,7 +18,9 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    StringConstraints,
     ValidationError,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -38,10 +40,13 @@ __all__ = [
     "DialogueSettings",
     "EncryptionSettings",
     "FormName",
+    "FurtherModel",
+    "FurtherPool",
     "GeneratorSettings",
     "IngressSettings",
     "MetricsSettings",
     "ModelSettings",
+    "ModelsSettings",
     "PrecisionName",
     "RedisSettings",
     "ResponsesSettings",
@@ -58,6 +63,8 @@ PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 FormName = Literal["cpu", "native", "standard"]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+# It becomes part of a deployment's name, of log files' and of metrics' labels.
+ShortName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
 
 _PREFIX = "PARLEY_"
 
@@ -179,6 +186,60 @@ class GeneratorSettings(_Section):
     )
 
 
+class _WithChanges(_Section):
+    """Has an engine that differs from another one in what is said of it."""
+
+    generator: GeneratorSettings = Field(
+        GeneratorSettings(), description="what its engine has otherwise than `generator`"
+    )
+
+    @field_serializer("generator")
+    def _changes(self, generator: GeneratorSettings) -> dict[str, Any]:
+        """Write what was said and nothing else: defaults aren't changes."""
+        return generator.model_dump(mode="json", exclude_unset=True)
+
+
+class FurtherModel(_WithChanges):
+    """A model beside the first one."""
+
+    source: str = Field(description="as `model.source`")
+    name: str | None = Field(None, description="name that clients use; null takes its key")
+    precision: PrecisionName = Field("int8", description="precision of the weights")
+    form: FormName | None = Field(None, description="form of the decoder graph, as `model.form`")
+    engines: Path | None = Field(
+        None, description="as `model.engines`; null takes the first model's"
+    )
+
+
+class FurtherPool(_WithChanges):
+    """A further pool of generators of a model."""
+
+    model: ShortName | None = Field(
+        None, description="key of its model in `models.also`; null is the first model"
+    )
+    precision: PrecisionName | None = Field(
+        None, description="precision of the weights; null takes the model's"
+    )
+    form: FormName | None = Field(
+        None,
+        description="form of the graph; null takes the model's with its precision, else the fastest",
+    )
+    engines: Path | None = Field(None, description="as `model.engines`; null takes the model's")
+
+
+class ModelsSettings(_Section):
+    """Models beside the first one, and further pools of generators."""
+
+    also: dict[ShortName, FurtherModel] = Field(
+        {},
+        description="further models, by a key: each has the deployments Generator-KEY and Tokenizer-KEY",
+    )
+    pools: dict[ShortName, FurtherPool] = Field(
+        {},
+        description="further pools of a model's generators, by a key: each is the deployment Generator-KEY",
+    )
+
+
 class SamplingSettings(_Section):
     """What applies where a request says nothing."""
 
@@ -204,9 +265,12 @@ class IngressSettings(_Section):
     max_choices: Positive = Field(8, description="largest `n`")
     max_concurrent: Positive = Field(512, description="requests in progress per ingress replica")
     admission_timeout_s: Seconds = Field(
-        30.0,
-        description="time in which a generator must take a request or refuse it; with generators that "
-        "scale to zero, more than one takes to start",
+        30.0, description="time in which a generator must take a request or refuse it"
+    )
+    start_timeout_s: Seconds = Field(
+        180.0,
+        description="time that a request waits for a generator while none is up, as the first one starts "
+        "or the only one is replaced; longer than generator.drain_timeout_s and a start together",
     )
     generator_silence_s: Seconds = Field(
         10.0, description="a generator that sends no frame for this long is taken for lost"
@@ -214,8 +278,8 @@ class IngressSettings(_Section):
     max_moves: int = Field(
         3,
         ge=0,
-        description="how often a reply may go on with another generator when its own is lost or "
-        "stops; once more, and it ends with an error",
+        description="how often a reply may go on with another generator when its own is lost; once "
+        "more, and it ends with an error. One that stops in good order doesn't count",
     )
 
 
@@ -440,6 +504,7 @@ class Settings(BaseSettings):
 
     model: ModelSettings = ModelSettings()
     generator: GeneratorSettings = GeneratorSettings()
+    models: ModelsSettings = ModelsSettings()
     sampling: SamplingSettings = SamplingSettings()
     ingress: IngressSettings = IngressSettings()
     dialogue: DialogueSettings = DialogueSettings()

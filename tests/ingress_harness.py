@@ -29,7 +29,7 @@ from ray.exceptions import RayActorError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tokenizers import Tokenizer as TokenizerFile
 
-from serve_app.dialogue.manager import DialogueManager
+from serve_app.dialogue.manager import DialogueManager, ModelReader
 from serve_app.dialogue.nlu.intent_store import IntentStore
 from serve_app.dialogue.personas.catalog import PersonaCatalog
 from serve_app.dialogue.personas.running import RunningPersonas
@@ -45,6 +45,7 @@ from serve_app.ingress.application import build_application
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.edge import EdgeMiddleware
 from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.models import Models, ModelService
 from serve_app.ingress.remembering import Remembering
 from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
@@ -53,6 +54,7 @@ from serve_app.messages.dialogue import CommitTurn, PlanTurn, TurnPlan
 from serve_app.messages.generation import Admitted, Frame, GenerateRequest
 from serve_app.messages.tokenization import ChatEncoding, TextEncoding, TokenizerInfo
 from serve_app.messages.tokenization import Message as ChatMessage
+from serve_app.routing.pools import FIRST
 from serve_app.routing.router import rank_replicas
 from serve_app.settings import Settings
 from serve_app.state.connection import RedisPool
@@ -321,7 +323,8 @@ class Service:
     Attributes:
         url: where it listens.
         replicas: its generators.
-        generators: the deployment they form.
+        generators: the deployment that the first model's form.
+        further: those of further models, by their names.
         dialogue: plans and commits.
         client: all streams of the ingress.
         like_serve: what stands between the edge and the application.
@@ -335,6 +338,7 @@ class Service:
         self.url = f"http://127.0.0.1:{port}"
         self._folder = folder
         self.replicas: list[Replica] = []
+        self.further: dict[str, Generators] = {}
 
     async def build(
         self,
@@ -342,6 +346,7 @@ class Service:
         tokenizer_folder: Path,
         redis_url: SecretStr,
         backends: Sequence[Callable[[], Backend]],
+        further: Mapping[str, int],
     ) -> ASGIApp:
         self.keys = KeyRing.open(settings.auth, self._folder)
         wanted = settings.generator
@@ -376,29 +381,65 @@ class Service:
             self.tokenizer,
             settings.dialogue,
             context_length=wanted.max_len,
+            further={
+                name: ModelReader(self.tokenizer, context) for name, context in further.items()
+            },
             personas=RunningPersonas(
                 PersonaCatalog.of(settings.dialogue), IntentStore(self._folder / "personas")
             ),
         )
         self.dialogue.pool = pool
-        self.remembering = Remembering(self.client, table, self.dialogue, self.stores)
+        models = Models(
+            [
+                self._model(FIRST, info, table, self.client, self.generators),
+                *(
+                    self._further(name, context, table, config, settings)
+                    for name, context in further.items()
+                ),
+            ]
+        )
+        self.remembering = Remembering(models, self.dialogue, self.stores)
         services = Services(
             settings=settings,
-            model=info,
-            table=table,
-            generators=self.client,
-            generator_stats=self.generators,
+            models=models,
+            owner=self.client.subscriber,
             dialogue=self.dialogue,
-            tokenizer=self.tokenizer,
             keys=self.keys,
             stores=self.stores,
             remembering=self.remembering,
-            accounts=Accounts(self.stores.accounts, model=MODEL, kept=settings.accounts.kept),
+            accounts=Accounts(self.stores.accounts, kept=settings.accounts.kept),
         )
         self.runs = Runs(services)
         application = build_application(services, self.runs)
         self.like_serve = LikeServe(application)
         return EdgeMiddleware(self.like_serve, settings.ingress)
+
+    def _model(
+        self,
+        key: str,
+        info: TokenizerInfo,
+        table: TokenTable,
+        client: GeneratorClient,
+        generators: Generators,
+    ) -> ModelService:
+        return ModelService(
+            key, info, table, self.tokenizer, client, generators, (f"Generator-{key}",)
+        )
+
+    def _further(
+        self, name: str, context: int, table: TokenTable, config: EngineConfig, settings: Settings
+    ) -> ModelService:
+        """Make a further model of one replica, which reads as the first one does."""
+        replica = Replica(f"{name}-replica", simulated()(), config)
+        self.replicas.append(replica)
+        self.further[name] = Generators([replica])
+        client = GeneratorClient(
+            self.further[name],
+            silence_s=settings.ingress.generator_silence_s,
+            max_moves=settings.ingress.max_moves,
+        )
+        info = TokenizerInfo(name, VOCAB, context, (EOS,), 1_700_000_000)
+        return self._model(name, info, table, client, self.further[name])
 
     async def close(self) -> None:
         await asyncio.to_thread(self._stop_engines)
@@ -490,6 +531,7 @@ def service(
     settings: Settings | None = None,
     backends: Sequence[Callable[[], Backend]] | None = None,
     redis_url: SecretStr = NO_REDIS,
+    further: Mapping[str, int] | None = None,
 ) -> Iterator[Service]:
     """Run a service on a free port.
 
@@ -499,6 +541,7 @@ def service(
         settings: the whole tree.
         backends: one for each generator replica.
         redis_url: without it, Redis is away.
+        further: names of further models, and most tokens of a prompt and its reply of each.
     """
     listener = socket.create_server(("127.0.0.1", 0))
     loop = asyncio.new_event_loop()
@@ -516,6 +559,7 @@ def service(
             tokenizer_folder,
             redis_url,
             backends or [simulated()],
+            further or {},
         )
     )
     server = uvicorn.Server(

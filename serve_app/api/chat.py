@@ -15,6 +15,7 @@ from serve_app.api.sampling import (
     NEUTRAL,
     GenerationFields,
     Metadata,
+    ModelName,
     StreamOptions,
     TokenCount,
     Truncation,
@@ -67,6 +68,7 @@ class ChatCompletionRequest(GenerationFields):
         "web_search_options": (),
     }
 
+    model: ModelName
     messages: Annotated[list[ChatMessage], FailFast()] = Field(min_length=1)
     n: int = Field(1, ge=1, le=128)
     max_tokens: TokenCount | None = None

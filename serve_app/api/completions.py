@@ -13,6 +13,7 @@ from serve_app.api.reply import Extras, Reply, Usage, finish_reason
 from serve_app.api.sampling import (
     NEUTRAL,
     GenerationFields,
+    ModelName,
     StreamOptions,
     TokenCount,
     check_token_ids,
@@ -69,6 +70,7 @@ class CompletionRequest(GenerationFields):
         "truncation": ("disabled",),  # which is what is done: nothing leaves a prompt
     }
 
+    model: ModelName
     prompt: Annotated[tuple[Prompt, ...], BeforeValidator(_prompts)]
     n: int = Field(1, ge=1, le=128)
     max_tokens: TokenCount = DEFAULT_MAX_TOKENS

@@ -13,6 +13,7 @@ from serve_app.api.sampling import (
     NEUTRAL,
     GenerationFields,
     Metadata,
+    ModelName,
     PersonaName,
     TokenCount,
     Truncation,
@@ -73,6 +74,7 @@ class ResponseRequest(GenerationFields):
         ),
     }
 
+    model: ModelName | None = None
     input: Annotated[list[InputItem], FailFast(), BeforeValidator(_items)] = Field(
         default_factory=list
     )

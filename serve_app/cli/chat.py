@@ -53,13 +53,16 @@ def chat(
         str | None, typer.Option(help="Id of a stored conversation to go on with.")
     ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name of the model, where several are served.")
+    ] = None,
 ) -> None:
     """Talk to the model. Lines from a pipe are said one after the other."""
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # rather than end over one odd character
     with ChatClient(url or running_url(), api_key) as client:
-        session = ChatSession(client, resume)
+        session = ChatSession(client, resume, model)
         if system is not None:
             session.set_system(system)
         terminal = ChatTerminal(session, interactive=sys.stdin.isatty())

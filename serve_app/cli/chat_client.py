@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from serve_app.api.account import read_account
-from serve_app.errors import ConfigError, ParleyError, StateUnavailable
+from serve_app.errors import ConfigError, ModelNotFound, ParleyError, StateUnavailable
 
 __all__ = ["ChatClient", "Delta", "Said", "Usage"]
 
@@ -99,10 +99,14 @@ class ChatClient:
     ) -> None:
         self._client.close()
 
-    def model(self) -> str:
-        """Return the name of the model that is served.
+    def model(self, wanted: str | None = None) -> str:
+        """Return the name of a model that is served.
+
+        Args:
+            wanted: the name; None takes the first model.
 
         Raises:
+            ModelNotFound: there is none of that name.
             ParleyError: the server can't be reached or refuses, here as in every method below.
         """
         models = self._call("GET", "/v1/models")
@@ -111,7 +115,10 @@ class ChatClient:
         if not names:
             msg = f"{self._url} serves no model."
             raise ParleyError(msg)
-        return names[0]
+        if wanted is not None and wanted not in names:
+            msg = f"{self._url} serves no model {wanted}; it serves {', '.join(names)}."
+            raise ModelNotFound(msg)
+        return wanted or names[0]
 
     def create_conversation(self, items: Sequence[Said]) -> str:
         """Create a stored conversation that begins with these items and return its id."""

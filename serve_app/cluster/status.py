@@ -45,7 +45,7 @@ class DeploymentStatus:
     """One deployment.
 
     Attributes:
-        name: Ingress, Dialogue, Tokenizer or Generator.
+        name: Ingress, Dialogue, Tokenizer or Generator, with a model's or a pool's key behind it.
         status: Serve's word for it, such as HEALTHY or UPDATING.
         running: replicas that serve.
         target: replicas that there should be.
@@ -70,7 +70,8 @@ class ClusterStatus:
             gone.
         url: where HTTP is served.
         dashboard: Ray's dashboard.
-        model: name of the served model.
+        model: name of the served model, the first of them.
+        further_models: names of the others.
         deploy_file: the file it was started from.
         logs: folder of the logs.
         began: when the run began, Unix seconds.
@@ -89,6 +90,7 @@ class ClusterStatus:
     url: str = ""
     dashboard: str = ""
     model: str = ""
+    further_models: tuple[str, ...] = ()
     deploy_file: str = ""
     logs: str = ""
     began: float = 0.0
@@ -135,6 +137,7 @@ def look(home: Path, api_key: str | None = None) -> ClusterStatus:
         url=state.url,
         dashboard=state.dashboard,
         model=state.model,
+        further_models=state.further_models,
         deploy_file=state.deploy_file,
         logs=str(folder.logs),
         began=state.began,

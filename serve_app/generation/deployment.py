@@ -119,9 +119,9 @@ class Generator:
         }
 
     def record_routing_stats(self) -> dict[str, float]:
-        """Tell routers how many streams this replica has."""
+        """Tell routers how many streams this replica has, and how many it can run at once."""
         stats = self._engine.stats()
-        return {"streams": float(stats.running + stats.waiting)}
+        return {"streams": float(stats.running + stats.waiting), "slots": float(stats.slots)}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell the autoscaler what `ScaleByWork` decides by."""

@@ -182,10 +182,13 @@ class EngineCore:
         self._ended.append(sequence)
 
     def hand_back(self) -> None:
-        """End every sequence here, in the queue too, so that another generator may go on with it."""
+        """End every sequence here, in the queue too, so that another generator may go on with it.
+
+        For a backend that is lost, which may be a sequence's doing: that is said with each.
+        """
         self.prefixes.clear()
         for sequence in [*self.scheduler.running(), *self.scheduler.waiting]:
-            self.end(sequence, FinishReason.HANDED_BACK)
+            self.end(sequence, FinishReason.HANDED_BACK, code=GeneratorLost.code)
 
     def flush(self) -> list[Sequence]:
         """Deliver what has come together since the last time; return the sequences that ended."""

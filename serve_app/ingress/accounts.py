@@ -32,13 +32,11 @@ class Accounts:
 
     Args:
         store: keeps them for all replicas to find.
-        model: name of the model that is served.
         kept: accounts that a tenant may have there; 0 keeps none, here neither.
     """
 
-    def __init__(self, store: AccountStore, *, model: str, kept: int) -> None:
+    def __init__(self, store: AccountStore, *, kept: int) -> None:
         self._store = store
-        self._model = model
         self._kept = kept
         self._recent: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._waiting: list[tuple[str, KeptAccount]] = []
@@ -49,7 +47,7 @@ class Accounts:
         if not account.api:
             return
         closed = account.snapshot()
-        observe_account(closed, self._model)
+        observe_account(closed, account.model)
         names = tuple(name for name in (closed.request, closed.http_request) if name)
         if not self._kept or not names:
             return

@@ -22,6 +22,7 @@ class Asked:
         stored: whether the response is kept.
         claim: key of the idempotency record that led here.
         created: Unix seconds.
+        model: key of the model that answers.
     """
 
     tenant: str
@@ -31,6 +32,7 @@ class Asked:
     stored: bool
     claim: str | None
     created: int
+    model: str
 
     @property
     def joins(self) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Mapping
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -15,6 +17,8 @@ from serve_app.ingress.application import build_application
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.edge import use_limits
 from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.generator_pools import GeneratorPools
+from serve_app.ingress.models import Models, ModelService
 from serve_app.ingress.remembering import Remembering
 from serve_app.ingress.remote import RemoteDialogue, RemoteGenerator, RemoteTokenizer
 from serve_app.ingress.runs import Runs
@@ -22,6 +26,8 @@ from serve_app.ingress.services import Services
 from serve_app.ingress.stores import Stores
 from serve_app.routing.listening import listen_on_node_address, open_to_other_machines
 from serve_app.routing.observing import observe_replica
+from serve_app.routing.pool_choice import seen_pool
+from serve_app.routing.pools import Served, served_models
 from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import Settings, drain_flag, parley_home
 from serve_app.state.connection import RedisPool
@@ -47,8 +53,8 @@ class Ingress:
         self,
         settings: Settings,
         dialogue: DeploymentHandle,
-        tokenizer: DeploymentHandle,
-        generator: DeploymentHandle,
+        tokenizers: Mapping[str, DeploymentHandle],
+        generators: Mapping[str, Mapping[str, DeploymentHandle]],
     ) -> None:
         listen_on_node_address()
         observe_replica("Ingress", settings)
@@ -71,43 +77,37 @@ class Ingress:
             )
             raise ConfigError(message)
         use_limits(settings.ingress)
-        model = served_model(settings)
-        info = tokenizer_info(model, settings)
-        count_from_zero(info.model)
-        generators = RemoteGenerator(generator, timeout_s=UNARY_TIMEOUT_S)
-        client = GeneratorClient(
-            generators,
-            silence_s=settings.ingress.generator_silence_s,
-            max_moves=settings.ingress.max_moves,
-            shutting_down=drain_flag(parley_home()).exists,
-            admission_s=settings.ingress.admission_timeout_s,
+        models = Models(
+            [
+                _model_service(model, tokenizers[model.key], generators[model.key])
+                for model in served_models(settings)
+            ]
         )
+        for one in models:
+            count_from_zero(one.name)
+        owner = uuid.uuid4().hex
         stores = Stores.over(
             RedisPool.open(settings.redis, parley_home()),
             settings,
             open_seal(settings.encryption, parley_home()),
-            owner=client.subscriber,
+            owner=owner,
         )
-        table = TokenTable(TokenizerFile.from_file(str(model.path / "tokenizer.json")))
         remote_dialogue = RemoteDialogue(dialogue, timeout_s=UNARY_TIMEOUT_S)
         self._services = Services(
             settings=settings,
-            model=info,
-            table=table,
-            generators=client,
-            generator_stats=generators,
+            models=models,
+            owner=owner,
             dialogue=remote_dialogue,
-            tokenizer=RemoteTokenizer(tokenizer, timeout_s=UNARY_TIMEOUT_S),
             keys=keys,
             stores=stores,
-            remembering=Remembering(client, table, remote_dialogue, stores),
-            accounts=Accounts(stores.accounts, model=info.model, kept=settings.accounts.kept),
+            remembering=Remembering(models, remote_dialogue, stores),
+            accounts=Accounts(stores.accounts, kept=settings.accounts.kept),
         )
         self._runs = Runs(self._services)
 
     def check_health(self) -> None:
         """Raise when this replica could no longer tell that a generator is lost."""
-        self._services.generators.check()
+        self._services.models.check()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Build the application once the services are there; Serve calls this."""
@@ -116,3 +116,41 @@ class Ingress:
     async def __del__(self) -> None:
         """Let the responses that nobody waits for end, before Serve ends this replica."""
         await self._runs.drain()
+
+
+def _model_service(
+    model: Served, tokenizer: DeploymentHandle, pools: Mapping[str, DeploymentHandle]
+) -> ModelService:
+    prepared = served_model(model.settings)
+    limits = model.settings.ingress
+    remote = {
+        pool.deployment: RemoteGenerator(pools[pool.deployment], timeout_s=UNARY_TIMEOUT_S)
+        for pool in model.pools
+    }
+    own, *further = remote.values()
+    generators = GeneratorPools(remote, _kinds(model)) if further else own
+    return ModelService(
+        key=model.key,
+        info=tokenizer_info(prepared, model.settings, max_len=model.max_len),
+        table=TokenTable(TokenizerFile.from_file(str(prepared.path / "tokenizer.json"))),
+        tokenizer=RemoteTokenizer(tokenizer, timeout_s=UNARY_TIMEOUT_S),
+        generators=GeneratorClient(
+            generators,
+            silence_s=limits.generator_silence_s,
+            max_moves=limits.max_moves,
+            shutting_down=drain_flag(parley_home()).exists,
+            admission_s=limits.admission_timeout_s,
+            start_s=limits.start_timeout_s,
+            up=lambda: any(seen_pool(name) for name in remote),
+        ),
+        generator_stats=generators,
+        pools=tuple(remote),
+    )
+
+
+def _kinds(model: Served) -> dict[str, object]:
+    """Return what each pool computes with: equal where replies go on exactly."""
+    return {
+        pool.deployment: (pool.settings.model.precision, pool.settings.model.form)
+        for pool in model.pools
+    }

@@ -45,9 +45,11 @@ class RemoteDialogue:
         """See `DialogueManager.persona`."""
         return await self._call("persona", name)
 
-    async def plan_summary(self, tenant: str, conversation: str, item: str) -> SummaryPlan | None:
+    async def plan_summary(
+        self, tenant: str, conversation: str, item: str, model: str
+    ) -> SummaryPlan | None:
         """See `DialogueManager.plan_summary`."""
-        return await self._call("plan_summary", tenant, conversation, item)
+        return await self._call("plan_summary", tenant, conversation, item, model)
 
     async def state_reachable(self) -> bool:
         """Whether Redis answers."""

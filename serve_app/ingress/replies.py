@@ -12,10 +12,10 @@ from serve_app.api.errors import deadline_exceeded, failure
 from serve_app.api.reply import Reply, TokenLogprob, Usage
 from serve_app.errors import GeneratorLost, ParleyError
 from serve_app.ingress.assembly import Delta, StreamAssembly
-from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.generation_account import book_generation
 from serve_app.ingress.generator_client import GeneratorClient
 from serve_app.ingress.inference_span import Inference, InferenceSpan
+from serve_app.ingress.models import ModelService
 from serve_app.ingress.request_account import current_account
 from serve_app.ingress.stop_strings import StopStrings
 from serve_app.ingress.streams import TokenStream
@@ -177,30 +177,20 @@ class Generation:
     """All choices of one request: `open` it, read it, and `close` it whatever happens.
 
     Args:
-        client: opens streams.
-        table: the model's tokens.
         limit_s: seconds from now in which any request must be done.
-        model: under which model's name it is measured; None measures nothing.
+        measured: whether metrics tell of it.
 
     Attributes:
         account: that of the request on whose behalf it was made.
         choices: what has been opened.
     """
 
-    def __init__(
-        self,
-        client: GeneratorClient,
-        table: TokenTable,
-        *,
-        limit_s: float,
-        model: str | None,
-    ) -> None:
-        self._client = client
-        self._table = table
+    def __init__(self, *, limit_s: float, measured: bool = True) -> None:
         self._limit_s = limit_s
+        self._measured = measured
+        self._metrics = ReplyMetrics(None)
         self._clock = _Clock(time.perf_counter())
-        self._metrics = ReplyMetrics(model)
-        self._streams: list[TokenStream] = []
+        self._streams: list[tuple[GeneratorClient, TokenStream]] = []
         self._opened_at: float | None = None
         self.account = current_account()
         self.choices: list[ChoiceReply] = []
@@ -229,6 +219,7 @@ class Generation:
 
     async def open(
         self,
+        model: ModelService,
         requests: Sequence[GenerateRequest],
         stop: Sequence[str],
         inference: Inference | None = None,
@@ -239,6 +230,7 @@ class Generation:
         same replica.
 
         Args:
+            model: generates them.
             requests: one per choice.
             stop: strings that end a reply.
             inference: what it is, for traces; None tells them nothing.
@@ -250,36 +242,40 @@ class Generation:
         stops = StopStrings(stop) if stop else None
         self._span = InferenceSpan(inference, requests)
         self._origin = self._span.span.origin()
-        self._model = inference.model if inference is not None else ""
+        self._model = model.name
+        self._metrics = ReplyMetrics(model.name if self._measured else None)
         self._opened_at = time.perf_counter()
         try:
             async with self.in_time():
                 for request in requests:
-                    await self._open(request, stops)
+                    await self._open(model, request, stops)
         except BaseException as error:
             self._span.fail(error.code if isinstance(error, ParleyError) else "cancelled")
             self.close()
             raise
 
-    async def _open(self, request: GenerateRequest, stops: StopStrings | None) -> None:
+    async def _open(
+        self, model: ModelService, request: GenerateRequest, stops: StopStrings | None
+    ) -> None:
         left_s = self._limit_s - self._clock.since()
         if left_s <= 0:
             raise deadline_exceeded()
         request = replace(request, timeout_s=left_s, origin=self._origin)
-        stream = await self._client.open(request)
-        self._streams.append(stream)
+        client = model.generators
+        stream = await client.open(request)
+        self._streams.append((client, stream))
         assembly = StreamAssembly(
-            self._table, stops, logprobs=request.sampling.logprobs is not None
+            model.table, stops, logprobs=request.sampling.logprobs is not None
         )
         self.choices.append(
-            ChoiceReply(self._client, request, stream, assembly, self._clock, self._metrics)
+            ChoiceReply(client, request, stream, assembly, self._clock, self._metrics)
         )
 
     def close(self) -> None:
         """Cancel what still runs."""
         self._book()
-        for stream in self._streams:
-            self._client.close(stream)
+        for client, stream in self._streams:
+            client.close(stream)
         span, self._span = self._span, None
         if span is not None:
             self._end(span)
@@ -300,7 +296,7 @@ class Generation:
     def _book(self) -> None:
         """Put what has been generated to the account, once."""
         if self._opened_at is not None:
-            book_generation(self.account, self._opened_at, self._streams)
+            book_generation(self.account, self._opened_at, [stream for _, stream in self._streams])
             self._opened_at = None
 
     async def deltas(self) -> AsyncIterator[tuple[int, list[Delta] | None]]:

@@ -71,6 +71,7 @@ class RequestAccount(Ledger):
         "error",
         "first_token_s",
         "http_request",
+        "model",
         "moves",
         "request",
         "tenant",
@@ -102,6 +103,7 @@ class RequestAccount(Ledger):
         self.request = ""
         self.http_request = ""
         self.api = ""
+        self.model = ""
         self.usage = Usage(0, 0, 0)
         self.first_token_s: float | None = None
         self.choices = 1
@@ -124,14 +126,15 @@ class RequestAccount(Ledger):
         account._validating.__enter__()
         return account
 
-    def begin(self, api: str, request: str) -> None:
+    def begin(self, api: str, request: str, model: str) -> None:
         """Say what is asked for, and that the request is found to be in order.
 
         Args:
             api: such as "chat.completions".
             request: id of the reply.
+            model: name of the model that is to answer.
         """
-        self.api, self.request = api, request
+        self.api, self.request, self.model = api, request, model
         self._validated()
 
     def generated(self, at: float) -> None:

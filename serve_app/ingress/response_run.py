@@ -68,10 +68,11 @@ class ResponseRun:
         self.error: ParleyError | None = None
         self.over = False
         self._services = services
+        self._model = services.models.of(asked.model)
         self._tell_over = over
         self._generation: Generation = services.generation()
         self.account = self._generation.account
-        self.account.begin("responses", asked.response)
+        self.account.begin("responses", asked.response, self._model.name)
         self.account.hold()
         self._base: str | None = None
         self._state: dict[str, Any] | None = None
@@ -171,7 +172,7 @@ class ResponseRun:
             request,
             response=asked.response,
             item=message_id(),
-            model=self._services.model.model,
+            model=self._model.name,
             created=asked.created,
             stored=asked.stored,
             defaults=self._services.sampling_defaults,
@@ -251,10 +252,8 @@ class ResponseRun:
         with self.account.stage("submit"):
             asked = self._generate_request(plan)
         said = (request.to_messages() or plan.asked) if takes_text() else ()
-        inference = Inference(
-            "chat", self._services.model.model, said, request.stream, request.stop
-        )
-        await generation.open([asked], request.stop, inference)
+        inference = Inference("chat", self._model.name, said, request.stream, request.stop)
+        await generation.open(self._model, [asked], request.stop, inference)
         self._publish(self._encoder.start())
         self._accept()
         async for _, deltas in generation.deltas():
@@ -279,7 +278,7 @@ class ResponseRun:
         if (user := asked.request.user_name) is not None:
             remembering.learn(asked.tenant, user, plan.facts, response=asked.response)
         if plan.unsummarised is not None and asked.place is not None:
-            remembering.summarise(asked.tenant, asked.place, plan.unsummarised)
+            remembering.summarise(asked.tenant, asked.place, plan.unsummarised, asked.model)
 
     async def _planned(self) -> TurnPlan:
         pause = _FIRST_PAUSE_S
@@ -304,6 +303,7 @@ class ResponseRun:
             begin=self._begin(),
             persona=request.persona,
             takes_persona=True,
+            model=asked.model,
         )
         try:
             plan = await self._plan_for(turn)
@@ -345,6 +345,7 @@ class ResponseRun:
             new=not (request.previous_response_id or request.replaces or request.conversation),
             chosen=request.on_busy is not None,
             persona=request.persona or self._services.settings.dialogue.default_persona,
+            model=request.model,
         )
 
     def _may_go_unstored(self) -> bool:
@@ -356,7 +357,7 @@ class ResponseRun:
 
     @property
     def _owner(self) -> str:
-        return self._services.generators.subscriber
+        return self._services.owner
 
     def _generate_request(self, plan: TurnPlan) -> GenerateRequest:
         request, services = self.asked.request, self._services
@@ -369,7 +370,7 @@ class ResponseRun:
             prompt=plan.prompt,
             sampling=request.sampling(
                 max_tokens=plan.max_tokens,
-                vocab_size=services.model.vocab_size,
+                vocab_size=self._model.info.vocab_size,
                 defaults=defaults,
                 seed=random_seed(),
             ),

@@ -59,6 +59,7 @@ class TokenStream:
         number: the stream's in frames, given anew with each try to submit it.
         replica: unique id of the replica that has it; None while none does.
         moves: how often it has left a replica.
+        losses: how often that was because the replica failed: what a stream may have caused itself.
         wanted: False once it has been cancelled or closed, so that nobody lets it go on elsewhere.
         begun_at: when the reply's first token came, in `time.perf_counter` seconds; None before.
         finished_at: when the generator's word came that it has ended, likewise.
@@ -79,6 +80,7 @@ class TokenStream:
         "_waiter",
         "begun_at",
         "finished_at",
+        "losses",
         "moves",
         "number",
         "replica",
@@ -89,6 +91,7 @@ class TokenStream:
         self.number = 0
         self.replica: str | None = None
         self.moves = 0
+        self.losses = 0
         self.wanted = True
         self._request = request
         limit_s = request.timeout_s

@@ -29,6 +29,7 @@ class PlanTurn:
         persona: name of the persona that answers this turn; None takes the conversation's, else the
             settings'.
         takes_persona: whether a persona answers at all; chat completions have none.
+        model: key of the model that is to answer; "" is the first.
         origin: what it is done for, in logs and traces.
     """
 
@@ -41,6 +42,7 @@ class PlanTurn:
     begin: TurnBegin | None = None
     persona: str | None = None
     takes_persona: bool = False
+    model: str = ""
     origin: Origin | None = None
 
 

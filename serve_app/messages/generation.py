@@ -154,7 +154,7 @@ class Finished:
         queue_s: seconds from submission to admission into a slot.
         prefill_s: seconds from admission to the first token.
         decode_s: seconds from the first token to the last.
-        error_code: the stable code when `reason` is ERROR.
+        error_code: the stable code when `reason` is ERROR, or HANDED_BACK by a replica that failed.
         error_message: the sentence when `reason` is ERROR.
     """
 

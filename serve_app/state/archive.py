@@ -84,6 +84,7 @@ class _Loaded:
     keys: ConversationKeys
     body: bytes
     hidden: bool
+    model: str | None
     items: dict[str, StoredItem] = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
     line: frozenset[str] = frozenset()
@@ -156,6 +157,7 @@ class Archive:
                 "type": "conversation",
                 "tenant": scope.tenant,
                 **asdict(view),
+                "model": loaded.model,
                 "known": not loaded.hidden,
             }
             of = {"conversation": kept.session}
@@ -324,7 +326,7 @@ class Archive:
             self._redis.client("archive") as client,
             client.pipeline(transaction=True) as pipe,
         ):
-            pipe.hmget(keys.meta, "body", "hidden")
+            pipe.hmget(keys.meta, "body", "hidden", "model")
             pipe.zrange(keys.every, 0, -1)
             pipe.zrange(keys.order, 0, -1)
             for name in (
@@ -337,7 +339,7 @@ class Archive:
             ):
                 pipe.hgetall(name)
             (
-                (body, hidden),
+                (body, hidden, model),
                 every,
                 line,
                 items,
@@ -362,6 +364,7 @@ class Archive:
             keys=keys,
             body=body,
             hidden=hidden == b"1",
+            model=None if model is None else model.decode(),
             items={
                 name.decode(): decode_item(seal, tenant, session, name, items[name])
                 for name in every

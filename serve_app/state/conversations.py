@@ -96,6 +96,7 @@ class ConversationStore:
         conversation: str | None = None,
         persona: str | None = None,
         on_busy: str | None = None,
+        model: str | None = None,
     ) -> StoredConversation:
         """Start a conversation, with items in it if there are any.
 
@@ -108,6 +109,7 @@ class ConversationStore:
             conversation: its id, which must be new; None makes one.
             persona: name of the persona that answers in it.
             on_busy: what its turns do while another one runs, where they don't say.
+            model: name of the model that answers where a turn names none.
 
         Raises:
             InvalidRequest: an item appears twice, or there are more than may be kept.
@@ -136,6 +138,8 @@ class ConversationStore:
             facts["ttl"] = ttl_s
         if on_busy is not None:
             facts["on_busy"] = on_busy
+        if model is not None:
+            facts["model"] = model
         places = {item.id: place for place, item in enumerate(items, 1)}
         before = ("", *(item.id for item in items[:-1]))
         async with (
@@ -171,6 +175,12 @@ class ConversationStore:
         if body is None or hidden:
             raise ConversationNotFound(not_found(conversation), param="conversation")
         return decode_conversation(self._seal, tenant, conversation, body)
+
+    async def model(self, tenant: str, conversation: str) -> str | None:
+        """Return the name of the model that a conversation, or what is none, remembers."""
+        async with self._scripts.redis.client("conversation") as client:
+            name: Any = await client.hget(self._scripts.keys(tenant, conversation).meta, "model")
+        return None if name is None else name.decode()
 
     async def update(
         self,

@@ -80,6 +80,7 @@ class TurnBegin:
         chosen: whether the request itself says what to do while another turn runs; where it doesn't,
             the conversation's persona goes above `on_busy`.
         persona: name of the persona that what is begun is with.
+        model: name of the model, where the request gives one: the conversation remembers it.
     """
 
     response: str
@@ -95,6 +96,7 @@ class TurnBegin:
     new: bool = False
     chosen: bool = True
     persona: str | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +200,7 @@ class TurnStore:
                 turn.claim or "",
                 body,
                 "1" if turn.chosen else "",
+                turn.model or "",
             )
         match state:
             case b"waits":

@@ -21,11 +21,12 @@ import pytest
 import yaml
 from cluster_home import ClusterHome, processes_of, wait_for
 from otlp_receiver import Receiver, otlp_receiver
-from streaming import DONE, talking
+from streaming import DONE, Stream, talking
 
-from serve_app.cluster.deploy_file import default_deploy_file
 from serve_app.cluster.ports import free_ports
 from serve_app.cluster.processes import MARK, end_marked
+from serve_app.models.store import PreparedModel
+from serve_app.settings import deploy_folder
 from serve_app.state.keys import KeyRing
 
 END_S = 120.0
@@ -78,9 +79,9 @@ class RayCluster:
         """Return what Serve says of its applications."""
         return self.command("serve", "status", "--address", self.dashboard)
 
-    def deploy(self, host: str = "127.0.0.1", **changed: Any) -> None:
-        """Deploy `deploy/local.yaml` on a free port, with some sections of `args` changed."""
-        config = yaml.safe_load(default_deploy_file().read_text())
+    def deploy(self, host: str = "127.0.0.1", name: str = "local", **changed: Any) -> None:
+        """Deploy a file that ships on a free port, with some sections of `args` changed."""
+        config = yaml.safe_load((deploy_folder() / f"{name}.yaml").read_text())
         config["http_options"] |= {"host": host, "port": self.home.port}
         for section, values in changed.items():
             config["applications"][0]["args"].setdefault(section, {}).update(values)
@@ -148,7 +149,8 @@ def ray_cluster(new_home: Callable[[], ClusterHome], receiver: Receiver) -> Iter
     try:
         cluster.command(
             "ray",
-            *("start", "--head", "--disable-usage-stats", "--num-cpus", "2"),
+            # Room for the replicas of several models, old and new ones.
+            *("start", "--head", "--disable-usage-stats", "--num-cpus", "6"),
             *("--port", str(gcs), "--dashboard-port", str(dashboard)),
             *("--dashboard-agent-listen-port", str(agent)),
             *("--ray-client-server-port", str(client)),
@@ -272,6 +274,78 @@ async def test_running_replies_go_on_when_a_changed_file_is_deployed(
     await until(lambda: temperature(ray_cluster.home, model) == 0.75)
 
 
+async def test_a_model_and_a_pool_that_join_under_load_cost_no_request(
+    ray_cluster: RayCluster,
+    bundled_fp32: PreparedModel,  # prepared, so that replicas need not
+) -> None:
+    home = ray_cluster.home
+    async with talking(home.url) as talk:
+        model = await talk.model()
+        created = await talk.client.post("/v1/conversations", json={})
+        begin = (
+            lambda n: talk.chat(model, f"Tell me story {n}.", 24),
+            lambda n: talk.chat(model, f"Tell me joke {n}.", 48),
+            lambda n: talk.turn(model, created.json()["id"], f"And {n}?", 24),
+        )
+        ends: list[str] = []
+        enough = asyncio.Event()
+
+        async def ask(one: Callable[[int], Stream]) -> None:
+            number = 0
+            while not enough.is_set():
+                ends.append(await one(number := number + 1).ends(END_S))
+
+        async with asyncio.TaskGroup() as asking:
+            for one in begin:
+                asking.create_task(ask(one))
+            await until(lambda: len(ends) > len(begin))
+            await asyncio.to_thread(
+                ray_cluster.deploy,
+                name="several-models",
+                models={"pools": {"second": {"precision": "fp32", "generator": {"slots": SLOTS}}}},
+            )
+            before = len(ends)
+            await until(lambda: updated(ray_cluster))
+            during = len(ends) - before
+            await until(lambda: len(ends) > before + during + len(begin))
+            enough.set()
+        assert {*ends} == {DONE}
+        assert during > len(begin)
+    with home.client() as client:
+        assert [listed.id for listed in client.models.list().data] == [model, "unrounded"]
+        for name in (model, "unrounded"):
+            reply = client.chat.completions.create(
+                model=name,
+                messages=[{"role": "user", "content": QUESTION}],
+                temperature=0,
+                max_tokens=16,
+            )
+            assert "Paris" in (reply.choices[0].message.content or "")
+
+
+# It goes on with what the test before has deployed.
+async def test_two_pools_share_a_model_s_load_and_one_takes_over_from_the_other(
+    ray_cluster: RayCluster,
+) -> None:
+    home = ray_cluster.home
+    await until(lambda: pools(home) == {"Generator": 0, "Generator-second": 0})
+    async with talking(home.url) as talk:
+        model = await talk.model()
+        streams = []
+        for n in range(2 * SLOTS):  # one after the other, so that each finds where there is room
+            streams.append(talk.chat(model, f"Tell me story {n}.", 600))
+            await streams[-1].runs()
+        await until(lambda: pools(home) == {"Generator": SLOTS, "Generator-second": SLOTS})
+        (second,) = processes_of(ray_cluster.mark, "ray::ServeReplica:parley:Generator-second")
+        second.kill()
+        assert [await stream.ends(END_S) for stream in streams] == [DONE] * len(streams)
+        figures = (await talk.client.get("/metrics")).text
+        assert f'parley_stream_moves_total{{cause="lost"}} {SLOTS}.0' in figures
+        # The other one alone serves until it is back.
+        assert await talk.chat(model, "Hello.", 4).ends(END_S) == DONE
+    await until(lambda: pools(home) == {"Generator": 0, "Generator-second": 0})
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Wait while the streams are read on."""
     await asyncio.to_thread(wait_for, condition)
@@ -288,6 +362,23 @@ def test_serve_deploy_can_not_open_a_door_where_nobody_is_asked_for_a_key(
     ray_cluster.deploy(host="0.0.0.0", auth={"required": False})  # noqa: S104
     wait_for(lambda: "auth.required is false" in ray_cluster.status())
     assert ray_cluster.home.ready() == {}
+
+
+def updated(cluster: RayCluster) -> bool:
+    """Return whether all that was deployed runs, and nothing of what was there before."""
+    (application,) = yaml.safe_load(cluster.status())["applications"].values()
+    states = {each["status"] for each in application["deployments"].values()}
+    return application["status"] == "RUNNING" and states == {"HEALTHY"}
+
+
+def pools(home: ClusterHome) -> dict[str, float]:
+    """Return the streams of each pool of the first model that has a replica."""
+    match home.ready():
+        case {"model": str(first), "models": {**models}}:
+            return {
+                name: pool["streams"] for name, pool in models[first].items() if pool["replicas"]
+            }
+    return {}
 
 
 def temperature(home: ClusterHome, model: str) -> float | None:

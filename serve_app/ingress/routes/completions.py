@@ -19,6 +19,7 @@ from serve_app.errors import ContextLengthExceeded, InvalidRequest
 from serve_app.ingress.event_stream import EventStream
 from serve_app.ingress.inference_span import Inference
 from serve_app.ingress.json_response import accounted
+from serve_app.ingress.models import ModelService
 from serve_app.ingress.replies import Generation
 from serve_app.ingress.request_account import RequestAccount
 from serve_app.ingress.services import Services, random_seed
@@ -41,18 +42,19 @@ def completion_routes(services: Services) -> APIRouter:
     async def create_completion(request: Request) -> Response:
         generation = services.generation()
         body = parse_body(await request.body(), CompletionRequest, max_depth=limits.max_json_depth)
-        services.check_model(body.model)
+        model = services.models.named(body.model)
+        model.generators.check_room()
         completion, created = completion_id(), int(time.time())
         named(request=completion)
         account = generation.account
-        account.begin("completions", completion)
+        account.begin("completions", completion, model.name)
         with account.stage("submit"):
             async with generation.in_time(body.timeout):
-                requests = await _requests(body, completion, services, account)
+                requests = await _requests(body, completion, services, model, account)
             encoders = [
                 CompletionStreamEncoder(
                     completion=completion,
-                    model=services.model.model,
+                    model=model.name,
                     created=created,
                     choice=choice,
                     include_usage=body.include_usage,
@@ -61,13 +63,13 @@ def completion_routes(services: Services) -> APIRouter:
             ]
         inference = Inference(
             "text_completion",
-            services.model.model,
+            model.name,
             [Message("user", prompt) for prompt in body.prompt if isinstance(prompt, str)],
             streams=body.stream,
             stop=body.stop,
             prompts=len(body.prompt),
         )
-        await generation.open(requests, body.stop, inference)
+        await generation.open(model, requests, body.stop, inference)
         if not body.stream:
             try:
                 replies = await generation.replies()
@@ -76,7 +78,7 @@ def completion_routes(services: Services) -> APIRouter:
             return accounted(
                 completion_object(
                     completion=completion,
-                    model=services.model.model,
+                    model=model.name,
                     created=created,
                     replies=replies,
                     usage=generation.usage(prompts=len(body.prompt)),
@@ -94,21 +96,25 @@ def completion_routes(services: Services) -> APIRouter:
 
 
 async def _requests(
-    body: CompletionRequest, completion: str, services: Services, account: RequestAccount
+    body: CompletionRequest,
+    completion: str,
+    services: Services,
+    model: ModelService,
+    account: RequestAccount,
 ) -> list[GenerateRequest]:
     limits = services.settings.ingress
-    prompts = body.checked_prompts(services.model.vocab_size)
+    prompts = body.checked_prompts(model.info.vocab_size)
     if len(prompts) * body.n > limits.max_choices:
         message = (
             f"{len(prompts)} prompts with n={body.n} make {len(prompts) * body.n} choices; at most "
             f"{limits.max_choices} are made (setting ingress.max_choices)."
         )
         raise InvalidRequest(message, param="n")
-    context = services.model.context_length
+    context = model.info.context_length
     seed = random_seed()
     requests = []
     for number, prompt in enumerate(prompts):
-        tokens = prompt if isinstance(prompt, tuple) else await _encoded(prompt, services, account)
+        tokens = prompt if isinstance(prompt, tuple) else await _encoded(prompt, model, account)
         if not tokens or len(tokens) >= context:
             message = (
                 f"The prompt has {len(tokens)} tokens; it needs at least 1 and, with room for a "
@@ -125,7 +131,7 @@ async def _requests(
                     prompt=tuple(tokens),
                     sampling=body.sampling(
                         max_tokens=min(body.max_tokens, context - len(tokens)),
-                        vocab_size=services.model.vocab_size,
+                        vocab_size=model.info.vocab_size,
                         defaults=services.sampling_defaults,
                         seed=seed,
                         choice=index,
@@ -137,9 +143,9 @@ async def _requests(
     return requests
 
 
-async def _encoded(prompt: str, services: Services, account: RequestAccount) -> tuple[int, ...]:
+async def _encoded(prompt: str, model: ModelService, account: RequestAccount) -> tuple[int, ...]:
     with account.hop("tokenize") as hop:
-        encoding = await services.tokenizer.encode_text(prompt)
+        encoding = await model.tokenizer.encode_text(prompt)
         hop.answered(Spent(encoding.encode_s))
     return encoding.tokens
 

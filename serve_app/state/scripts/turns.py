@@ -9,7 +9,7 @@ __all__ = ["ABANDON", "BEGIN", "CANCEL", "COMMIT", "CONCLUDE", "KEEP", "SEIZE"]
 # ARGV: ttl, response, owner, lease in ms, what to do while another turn runs ('' for side by side),
 # most turns in the queue, where to hang the turn on ('head', 'previous', 'replaces', 'new'), of which
 # response, draft of the response or '', user or '', claim or '', body of a new conversation, whether
-# the request itself says what to do while another turn runs ('1' or '').
+# the request itself says what to do while another turn runs ('1' or ''), name of the model or ''.
 # Returns ('waits', turns before), or ('go', whether clients can't know it, item before, how many items
 # the line has, the conversation's body, the latest state and the item of it, the latest summary and the
 # item of it, then the line's id, item, …, then those of the input that is answered again), or what
@@ -47,6 +47,7 @@ end
 redis.call('HSET', runs, response .. ':owner', ARGV[3], response .. ':lease', now() + ARGV[4])
 if ARGV[9] ~= '' then redis.call('HSET', responses, response, ARGV[9]) end
 if ARGV[11] ~= '' then redis.call('SADD', KEYS[12], ARGV[11]) end
+if ARGV[14] ~= '' then redis.call('HSET', meta, 'model', ARGV[14]) end
 touch()
 local cancelled = redis.call('HGET', runs, response .. ':cancel')
 if cancelled then return {'cancelled', cancelled} end

@@ -92,6 +92,25 @@ def test_a_machine_without_a_gpu_serves_on_its_processor(tmp_path: Path) -> None
     ]
 
 
+def test_every_model_and_pool_is_looked_at(tmp_path: Path) -> None:
+    wanted = Settings.load(
+        {
+            "models": {
+                "also": {"gone": {"source": "/nowhere/model.gguf"}},
+                "pools": {"exact": {"precision": "fp32"}},
+            }
+        }
+    )
+    seen = look(tmp_path, wanted)
+    assert [plan.deployment for plan in seen.further] == ["Generator-exact", "Generator-gone"]
+    assert line(seen, "Generator-exact").state == "ok"
+    assert "first start" in line(seen, "Generator-exact").advice
+    gone = line(seen, "Generator-gone")
+    assert gone.state == "missing"
+    assert "no model at /nowhere/model.gguf" in gone.advice
+    assert not seen.can_serve
+
+
 def test_what_a_gpu_backend_lacks_is_missing_with_what_to_do(tmp_path: Path) -> None:
     seen = look(tmp_path, settings(precision="fp16"))
     assert not seen.can_serve

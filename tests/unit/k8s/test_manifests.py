@@ -129,6 +129,7 @@ def test_serve_runs_the_application_of_the_local_deploy_file(overlay: str) -> No
         "args.auth.keys_file", "args.auth.required", "args.generator.slots",
         "args.generator.max_cached_tokens", "args.metrics.port", "min_replicas", "max_replicas",
         "target_ongoing_requests", "max_replicas_per_node", "num_cpus", "num_gpus",
+        "max_surge_percent",  # of two replicas, the other one serves meanwhile
     }  # fmt: skip
     differ = {
         path
