@@ -57,10 +57,12 @@ from serve_app.messages.tokenization import Message as ChatMessage
 from serve_app.routing.pools import FIRST
 from serve_app.routing.router import rank_replicas
 from serve_app.settings import Settings
+from serve_app.state.call_metrics import CallMetrics
 from serve_app.state.connection import RedisPool
 from serve_app.state.conversations import ConversationStore
 from serve_app.state.keys import KeyRing
 from serve_app.state.sealing import KeyFile, Seal
+from serve_app.telemetry.account import Spent
 from serve_app.telemetry.origin import current
 from serve_app.tokenization.deployment import Tokenizer
 from serve_app.tokenization.tokenizer import ChatTokenizer
@@ -219,10 +221,10 @@ class Dialogue(DialogueManager):
         work = super().plan(told)
         return await asyncio.get_running_loop().create_task(work, context=Context())
 
-    async def commit(self, turn: CommitTurn) -> None:
+    async def commit(self, turn: CommitTurn) -> Spent:
         told = replace(turn, origin=current())
         work = super().commit(told)
-        await asyncio.get_running_loop().create_task(work, context=Context())
+        return await asyncio.get_running_loop().create_task(work, context=Context())
 
     async def state_reachable(self) -> bool:
         try:
@@ -364,7 +366,7 @@ class Service:
         info = TokenizerInfo(MODEL, VOCAB, wanted.max_len, (EOS,), 1_700_000_000)
         tokenizer, table = _loaded(tokenizer_folder, info)
         self.tokenizer = AsyncTokenizer(tokenizer)
-        pool = RedisPool(redis_url, settings.redis)
+        pool = RedisPool(redis_url, settings.redis, CallMetrics())
         key_file = KeyFile(self._folder / "encryption.json")
         key_file.ensure()
         seal = Seal(key_file.read())

@@ -20,6 +20,7 @@ from serve_app.routing.pools import FIRST, Served, served_models
 from serve_app.routing.remote_call import answer_of
 from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import Settings, parley_home
+from serve_app.state.call_metrics import CallMetrics
 from serve_app.state.connection import RedisPool
 from serve_app.state.conversations import ConversationStore
 from serve_app.state.sealing import open_seal
@@ -63,7 +64,7 @@ class Dialogue:
             for model in served_models(settings)
         }
         first = readers.pop(FIRST)
-        self._redis = RedisPool.open(settings.redis, parley_home())
+        self._redis = RedisPool.open(settings.redis, parley_home(), CallMetrics())
         personas = RunningPersonas(
             PersonaCatalog.of(settings.dialogue), IntentStore(parley_home() / "personas")
         )

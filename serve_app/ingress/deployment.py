@@ -30,6 +30,7 @@ from serve_app.routing.pool_choice import seen_pool
 from serve_app.routing.pools import Served, served_models
 from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import Settings, drain_flag, parley_home
+from serve_app.state.call_metrics import CallMetrics
 from serve_app.state.connection import RedisPool
 from serve_app.state.keys import KeyRing
 from serve_app.state.sealing import open_seal
@@ -87,7 +88,7 @@ class Ingress:
             count_from_zero(one.name)
         owner = uuid.uuid4().hex
         stores = Stores.over(
-            RedisPool.open(settings.redis, parley_home()),
+            RedisPool.open(settings.redis, parley_home(), CallMetrics()),
             settings,
             open_seal(settings.encryption, parley_home()),
             owner=owner,

@@ -68,7 +68,7 @@ class Gate:
                 status, started = message["status"], True
             await send(message)
 
-        code = ""
+        failed = ""
         metrics.REQUESTS_IN_PROGRESS.inc()
         account = RequestAccount.of(scope, self._accounts.take)
         kept = ledger.use(account)
@@ -76,12 +76,12 @@ class Gate:
             await self._pass(scope, receive, counting_send, account)
         except asyncio.CancelledError:
             # That is how Serve ends a request whose client has left.
-            code = account.error = ClientGone.code
+            failed = account.error = ClientGone.code
             count_error(ClientGone("The client left before the reply was done."))
             raise
         except Exception as error:
             told = as_parley_error(error)
-            code = account.error = told.code
+            failed = account.error = told.code
             count_error(told)
             if type(told) is ParleyError:  # nothing that anybody foresaw
                 logger.exception("A request failed.")
@@ -96,10 +96,15 @@ class Gate:
             account.release()
             took = time.monotonic() - began
             logger.debug(
-                "%s %s: %d%s in %.3f s", scope["method"], route, status, code and f" {code}", took
+                "%s %s: %d%s in %.3f s",
+                scope["method"],
+                route,
+                status,
+                failed and f" {failed}",
+                took,
             )
             if span.recording:
-                tell_end(span, scope["method"], route, status, code)
+                tell_end(span, scope["method"], route, status, failed)
 
     async def _pass(
         self, scope: Scope, receive: Receive, send: Send, account: RequestAccount

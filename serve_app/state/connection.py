@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 from urllib.parse import urlsplit
 
 import redis.exceptions
@@ -23,9 +23,17 @@ from redis.maint_notifications import MaintNotificationsConfig
 from serve_app.errors import ConfigError, StateUnavailable
 from serve_app.settings import RedisSettings
 from serve_app.state.server import RedisServer
-from serve_app.telemetry import ledger, metrics
+from serve_app.telemetry import ledger
 
-__all__ = ["BRIDGED_S", "OPERATIONS", "AnswerLost", "Operation", "RedisPool", "named_url"]
+__all__ = [
+    "BRIDGED_S",
+    "OPERATIONS",
+    "AnswerLost",
+    "CallObserver",
+    "Operation",
+    "RedisPool",
+    "named_url",
+]
 
 logger = logging.getLogger("ray.serve")
 
@@ -78,6 +86,16 @@ Operation = Literal[
 ]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 """What calls are for, as metrics tell them apart."""
+
+
+class CallObserver(Protocol):
+    """Who wants to know of calls: a replica, which reports them; commands have nobody."""
+
+    def took(self, operation: Operation, seconds: float) -> None:
+        """Hear how long a call took, whatever came of it."""
+
+    def failed(self, operation: Operation) -> None:
+        """Hear of a call that Redis didn't answer, or refused."""
 
 
 class AnswerLost(Exception):
@@ -140,19 +158,20 @@ class RedisPool:
     Args:
         url: redis://, rediss:// or unix:// with user and password as Redis clients write them.
         settings: time limit and pool size.
+        observer: hears of every call.
 
     Raises:
         ConfigError: the URL can't be used.
     """
 
-    def __init__(self, url: SecretStr, settings: RedisSettings) -> None:
+    def __init__(
+        self, url: SecretStr, settings: RedisSettings, observer: CallObserver | None = None
+    ) -> None:
         self.where = _without_secrets(url)
         self._timeout_s = settings.timeout_s
         self._replicas = settings.replicas
         self._logged: dict[str, float] = {}  # when each reason was last logged
-        for operation in OPERATIONS:  # there before the first call, and so the first failure counts
-            metrics.REDIS_SECONDS.labels(operation)
-            metrics.REDIS_FAILURES.labels(operation)
+        self._observer = observer
         try:
             pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
                 url.get_secret_value(),
@@ -175,8 +194,15 @@ class RedisPool:
         self._client: Redis = Redis.from_pool(pool)
 
     @classmethod
-    def open(cls, settings: RedisSettings, home: Path) -> RedisPool:
+    def open(
+        cls, settings: RedisSettings, home: Path, observer: CallObserver | None = None
+    ) -> RedisPool:
         """Take the Redis that the settings name, else the one that runs under `home`.
+
+        Args:
+            settings: of the whole pool.
+            home: a PARLEY_HOME.
+            observer: hears of every call.
 
         Raises:
             ConfigError: the URL can't be used, or its file can't be read.
@@ -186,7 +212,7 @@ class RedisPool:
         if url is None:
             msg = "No Redis to keep state in: set PARLEY_REDIS_URL, or let `parley up` start one."
             raise StateUnavailable(msg)
-        return cls(url, settings)
+        return cls(url, settings, observer)
 
     def __repr__(self) -> str:
         return f"RedisPool({self.where})"
@@ -207,9 +233,8 @@ class RedisPool:
         began = time.perf_counter()
         try:
             # The limit spans waiting for a connection, connecting, and every retry.
-            with metrics.REDIS_SECONDS.labels(operation).time():
-                async with asyncio.timeout(self._timeout_s):
-                    yield self._client
+            async with asyncio.timeout(self._timeout_s):
+                yield self._client
         except (TimeoutError, redis.exceptions.TimeoutError):
             reason = f"did not answer within {self._timeout_s:g} s"
             remedy = "check its load and the network"
@@ -222,7 +247,10 @@ class RedisPool:
             remedy = "check that it runs and the address is right"
             raise self._unavailable(operation, reason, remedy) from None
         finally:
-            ledger.waited(time.perf_counter() - began)
+            waited_s = time.perf_counter() - began
+            ledger.waited(waited_s)
+            if self._observer is not None:
+                self._observer.took(operation, waited_s)
 
     async def ask_once(self, operation: Operation, *command: Any) -> Any:
         """Send a command that writes, not a second time whatever happens, and return its answer.
@@ -326,7 +354,8 @@ class RedisPool:
             logger.warning("Redis at %s %s: %s.", self.where, reason, remedy)
 
     def _unavailable(self, operation: Operation, reason: str, remedy: str) -> StateUnavailable:
-        metrics.REDIS_FAILURES.labels(operation).inc()
+        if self._observer is not None:
+            self._observer.failed(operation)
         self._log(reason, remedy)
         msg = f"Redis {reason}: {remedy}. Stateless requests still work."
         return StateUnavailable(msg, retry_after=_RETRY_AFTER_S)

@@ -14,6 +14,7 @@ __all__ = ["CODES", "OTHER", "REJECTIONS", "count_error", "count_from_zero"]
 
 CODES = frozenset(
     {
+        "account_not_found",
         "body_too_deep",
         "body_too_large",
         "client_gone",

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from serve_app.errors import ConfigError, StateUnavailable
 from serve_app.settings import RedisSettings
+from serve_app.state.call_metrics import CallMetrics
 from serve_app.state.connection import RedisPool
 from serve_app.state.server import RedisServer
 from serve_app.telemetry import metrics
@@ -25,7 +26,7 @@ SECRET = "hunter2hunter2"
 def pool_of(server: RedisServer, **given: float) -> RedisPool:
     url = server.url()
     assert url is not None
-    return RedisPool(url, RedisSettings(**given))
+    return RedisPool(url, RedisSettings(**given), CallMetrics())
 
 
 async def test_it_pings(shared_redis: RedisServer) -> None:

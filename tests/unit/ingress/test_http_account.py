@@ -81,8 +81,8 @@ def test_a_streamed_chat_tells_its_account_in_its_last_event(http: httpx.Client)
     assert (last["choices"], last["usage"]) == ([], None)
     account = last["parley"]["timing"]
     assert_sums_up(account)
-    assert account["total_ms"] == pytest.approx(took_ms, rel=0.1)
-    assert stages(account)["decode"][1] == pytest.approx(23 * 10, rel=0.3)
+    assert account["total_ms"] <= took_ms
+    assert stages(account)["decode"][1] > 22 * 10  # so long its steps take at least
     assert 0 < account["first_token_ms"] < account["total_ms"]
 
 
@@ -160,7 +160,7 @@ def test_a_request_that_failed_is_found_by_its_x_request_id(http: httpx.Client) 
     assert failed.status_code == 504
     account = account_of(http, failed.headers["x-request-id"])
     assert account["error"] == "deadline_exceeded"
-    assert account["total_ms"] == pytest.approx(100, rel=0.5)
+    assert account["total_ms"] >= 100
     assert stages(account)["decode"][1] > 50
 
 

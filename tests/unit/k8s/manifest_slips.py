@@ -141,11 +141,11 @@ SLIPS: dict[str, tuple[Callable[[Manifests], None], str]] = {
         "before its replies have drained",
     ),
     "a worker that goes before its replicas": (
-        _set("RayService", None, f"{WORKER}/containers/0/env/8/value", "150"),
+        _set("RayService", None, f"{WORKER}/containers/0/env/9/value", "150"),
         "before its replicas are replaced and stopped",
     ),
     "a worker that drains for as long as Ray does by itself": (
-        _set("RayService", None, f"{WORKER}/containers/0/env/8", None),
+        _set("RayService", None, f"{WORKER}/containers/0/env/9", None),
         "before its replicas are replaced and stopped",
     ),
     "a generator stopped early": (
@@ -156,7 +156,7 @@ SLIPS: dict[str, tuple[Callable[[Manifests], None], str]] = {
         _set(
             "RayService",
             None,
-            f"{CLUSTER}/headGroupSpec/template/spec/containers/0/env/8/value",
+            f"{CLUSTER}/headGroupSpec/template/spec/containers/0/env/9/value",
             "200",
         ),
         "the head is killed while it waits",
@@ -188,11 +188,11 @@ SLIPS: dict[str, tuple[Callable[[Manifests], None], str]] = {
         "PARLEY_ENCRYPTION_KEYS_FILE names no mounted file",
     ),
     "a failover that loses what was confirmed": (
-        _set("RayService", None, f"{WORKER}/containers/0/env/9", None),
+        _set("RayService", None, f"{WORKER}/containers/0/env/10", None),
         "would lose confirmed turns",
     ),
     "a turn that no two nodes can confirm": (
-        _set("RayService", None, f"{WORKER}/containers/0/env/9/value", "2"),
+        _set("RayService", None, f"{WORKER}/containers/0/env/10/value", "2"),
         "without one node of Redis no turn could be stored",
     ),
     "a missing volume": (
