@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from cluster_rules import cluster_faults, secret_references, workloads
-from kustomize import OVERLAYS, build
+from kustomize import SERVICES, build
 from manifest_slips import SLIPS, the
 from ray._private import ray_constants
 from schemas import schema_faults
@@ -59,9 +59,9 @@ def faults(tmp_path: Path, secrets: dict[str, set[str]]) -> Callable[[Manifests]
     return check
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_nothing_is_wrong_with_an_overlay(overlay: str, faults) -> None:
-    assert faults(build(f"overlays/{overlay}")) == []
+@pytest.mark.parametrize("folder", SERVICES)
+def test_nothing_is_wrong_with_an_overlay(folder: str, faults) -> None:
+    assert faults(build(folder)) == []
 
 
 def test_nothing_is_wrong_with_what_a_cluster_gets_once() -> None:
@@ -73,9 +73,9 @@ def test_upgrades_use_a_gateway_class_that_the_cluster_has() -> None:
     assert options["gatewayClassName"] == the(build("cluster"), "GatewayClass")["metadata"]["name"]
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_no_secret_lies_in_the_manifests(overlay: str) -> None:
-    manifests = build(f"overlays/{overlay}")
+@pytest.mark.parametrize("folder", SERVICES)
+def test_no_secret_lies_in_the_manifests(folder: str) -> None:
+    manifests = build(folder)
     assert not [one for one in manifests if one["kind"] == "Secret"]
     for workload_env in _environments(manifests):
         name = workload_env["name"]
@@ -95,9 +95,7 @@ def _environments(value: Any) -> Iterator[Manifest]:
 
 
 def test_every_secret_that_is_made_is_used(secret_manifests: Manifests) -> None:
-    used = {
-        name for overlay in OVERLAYS for name, _ in secret_references(build(f"overlays/{overlay}"))
-    }
+    used = {name for folder in SERVICES for name, _ in secret_references(build(folder))}
     assert {one["metadata"]["name"] for one in secret_manifests} <= used
 
 
@@ -114,16 +112,14 @@ def test_gpu_workers_differ_from_cpu_workers_only_in_what_a_gpu_asks_for() -> No
     assert gpu == cpu
 
 
-def _served(overlay: str) -> Manifest:
-    served: Manifest = yaml.safe_load(
-        the(build(f"overlays/{overlay}"), "RayService")["spec"]["serveConfigV2"]
-    )
+def _served(folder: str) -> Manifest:
+    served: Manifest = yaml.safe_load(the(build(folder), "RayService")["spec"]["serveConfigV2"])
     return served
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_serve_runs_the_application_of_the_local_deploy_file(overlay: str) -> None:
-    local, here = yaml.safe_load(default_deploy_file().read_text()), _served(overlay)
+@pytest.mark.parametrize("folder", SERVICES)
+def test_serve_runs_the_application_of_the_local_deploy_file(folder: str) -> None:
+    local, here = yaml.safe_load(default_deploy_file().read_text()), _served(folder)
     may_differ = {
         "proxy_location", "http_options.host", "logging_config.encoding",
         "args.auth.keys_file", "args.auth.required", "args.generator.slots",
@@ -239,11 +235,11 @@ def test_ray_knows_the_time_that_a_node_drains() -> None:
     assert ray_constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S == 30
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_image_is_pinned(overlay: str) -> None:
+@pytest.mark.parametrize("folder", SERVICES)
+def test_every_image_is_pinned(folder: str) -> None:
     images = {
         container["image"]
-        for workload in workloads(build(f"overlays/{overlay}"))
+        for workload in workloads(build(folder))
         for container in (*workload.pod.get("initContainers", ()), *workload.pod["containers"])
     }
     assert len(images) >= 2
