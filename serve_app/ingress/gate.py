@@ -62,19 +62,19 @@ class Gate:
                 status, started = message["status"], True
             await send(message)
 
-        code = ""
+        failed = ""
         metrics.REQUESTS_IN_PROGRESS.inc()
         try:
             await self._pass(scope, receive, counting_send)
         except asyncio.CancelledError:
             # That is how Serve ends a request whose client has left.
-            code = ClientGone.code
-            metrics.ERRORS.labels(code).inc()
+            failed = ClientGone.code
+            metrics.ERRORS.labels(failed).inc()
             raise
         except Exception as error:
             told = as_parley_error(error)
-            code = told.code
-            metrics.ERRORS.labels(code).inc()
+            failed = told.code
+            metrics.ERRORS.labels(failed).inc()
             if type(told) is ParleyError:  # nothing that anybody foresaw
                 logger.exception("A request failed.")
             if started:
@@ -86,10 +86,15 @@ class Gate:
             metrics.REQUESTS.labels(route, status).inc()
             took = time.monotonic() - began
             logger.debug(
-                "%s %s: %d%s in %.3f s", scope["method"], route, status, code and f" {code}", took
+                "%s %s: %d%s in %.3f s",
+                scope["method"],
+                route,
+                status,
+                failed and f" {failed}",
+                took,
             )
             if span.recording:
-                tell_end(span, scope["method"], route, status, code)
+                tell_end(span, scope["method"], route, status, failed)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         tenant = scope.setdefault("state", {})["tenant"] = self._tenant(scope)
