@@ -75,6 +75,7 @@ elseif kind ~= 'new' then
   end
 end
 redis.call('HSET', turns, response .. ':base', base)
+redis.call('HSET', runs, response .. ':place', kind)
 redis.call('EXPIRE', turns, redis.call('HGET', meta, 'ttl') or ARGV[1])
 local state, state_at = latest(':state', ids)
 local summary, summary_at = latest(':summary', ids)
@@ -110,6 +111,11 @@ if clashes(9) then return 'clash' end
 pin_first(ARGV[8])
 local base = ARGV[5]
 if base == '=head' or (base ~= '' and redis.call('HEXISTS', parents, base) == 0) then
+  base = head()
+end
+-- Items that clients have appended while the turn ran go before it: nothing falls off the line.
+if redis.call('HGET', runs, response .. ':place') == 'head' and base ~= head()
+    and behind(head(), base) then
   base = head()
 end
 local last = append(base, 9)
