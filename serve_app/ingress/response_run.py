@@ -351,6 +351,7 @@ class ResponseRun:
             new=not (request.previous_response_id or request.replaces or request.conversation),
             chosen=request.on_busy is not None,
             persona=request.persona or self._services.settings.dialogue.default_persona,
+            again=self._begun,
         )
 
     def _may_go_unstored(self) -> bool:

@@ -79,6 +79,7 @@ class TurnBegin:
         chosen: whether the request itself says what to do while another turn runs; where it doesn't,
             the conversation's persona goes above `on_busy`.
         persona: name of the persona that what is begun is with.
+        again: it was begun before, and waited.
     """
 
     response: str
@@ -94,6 +95,7 @@ class TurnBegin:
     new: bool = False
     chosen: bool = True
     persona: str | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,7 @@ class TurnStore:
             turn.claim or "",
             body,
             "1" if turn.chosen else "",
+            "1" if turn.again else "",
         )
         match state:
             case b"waits":
@@ -215,6 +218,10 @@ class TurnStore:
                 raise ConversationBusy(msg, param="conversation", retry_after=1.0)
             case b"cancelled":
                 raise cancelled(rest[0].decode())
+            case b"lost":
+                raise lost()
+            case b"gone":
+                raise ResponseNotFound(response_not_found(turn.response), param="Idempotency-Key")
             case b"unknown":
                 raise ResponseNotFound(response_not_found(other), param=_param(turn))
             case b"unfinished":

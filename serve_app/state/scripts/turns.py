@@ -9,7 +9,8 @@ __all__ = ["ABANDON", "BEGIN", "CANCEL", "COMMIT", "CONCLUDE", "KEEP", "SEIZE"]
 # ARGV: ttl, response, owner, lease in ms, what to do while another turn runs ('' for side by side),
 # most turns in the queue, where to hang the turn on ('head', 'previous', 'replaces', 'new'), of which
 # response, draft of the response or '', user or '', claim or '', body of a new conversation, whether
-# the request itself says what to do while another turn runs ('1' or '').
+# the request itself says what to do while another turn runs ('1' or ''), whether the turn was begun
+# before and waits ('1' or ''): if it has ended since, this came too late and must not begin it anew.
 # Returns ('waits', turns before), or ('go', whether clients can't know it, item before, how many items
 # the line has, the conversation's body, the latest state and the item of it, the latest summary and the
 # item of it, then the line's id, item, …, then those of the input that is answered again), or what
@@ -28,6 +29,7 @@ if ARGV[10] ~= '' then
 end
 if redis.call('HEXISTS', turns, response .. ':last') == 1 then return {'repeated'} end
 local holder = redis.call('HGET', runs, response .. ':owner')
+if ARGV[14] ~= '' and holder ~= ARGV[3] and holder ~= '' then return {'lost'} end
 if holder and holder ~= ARGV[3] and alive(response) then return {'flies'} end
 local hidden = redis.call('HGET', meta, 'hidden') or ''
 if hidden == '1' then mode = '' end
