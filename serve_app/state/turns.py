@@ -152,7 +152,9 @@ class TurnStore:
             ConversationBusy: another turn runs, and this one doesn't wait, or too many do.
             IdempotencyConflict: another replica is making the same response.
             ResponseCancelled: it was cancelled, or interrupted, while it waited.
-            ResponseNotFound: what it continues or replaces isn't there.
+            ResponseLost: it has ended while it waited, or was taken from its owner.
+            ResponseNotFound: what it continues or replaces isn't there, or it was committed itself and
+                then deleted.
             ResponseUnfinished: what it continues or replaces was not completed.
         """
         other = turn.follows or turn.replaces or ""

@@ -17,17 +17,19 @@ __all__ = ["ABANDON", "BEGIN", "CANCEL", "COMMIT", "CONCLUDE", "KEEP", "SEIZE"]
 # stands in the way.
 BEGIN = step("""
 local response, mode, kind, other = ARGV[2], ARGV[5], ARGV[7], ARGV[8]
+local nothing = (kind == 'head' or kind == 'new') and 'missing' or 'unknown'
 local user = redis.call('HGET', meta, 'user')
 if redis.call('EXISTS', meta) == 0 then
-  if kind ~= 'new' then return {'missing'} end
+  if kind ~= 'new' then return {nothing} end
   redis.call('HSET', meta, 'body', ARGV[12], 'hidden', '1', 'pinned', '0')
 end
 if kind == 'head' and redis.call('HGET', meta, 'hidden') == '1' then return {'missing'} end
 if ARGV[10] ~= '' then
-  if user and user ~= '' and user ~= ARGV[10] then return {'missing'} end
+  if user and user ~= '' and user ~= ARGV[10] then return {nothing} end
   redis.call('HSET', meta, 'user', ARGV[10])
 end
 if redis.call('HEXISTS', turns, response .. ':last') == 1 then return {'repeated'} end
+if redis.call('HEXISTS', turns, response .. ':gone') == 1 then return {'gone'} end
 local holder = redis.call('HGET', runs, response .. ':owner')
 if ARGV[14] ~= '' and holder ~= ARGV[3] and holder ~= '' then return {'lost'} end
 if holder and holder ~= ARGV[3] and alive(response) then return {'flies'} end
