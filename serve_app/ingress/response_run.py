@@ -11,7 +11,7 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -446,24 +446,34 @@ class ResponseRun:
             metrics.ERRORS.labels(error.code).inc()
         ended_by_someone = isinstance(error, ResponseCancelled)
         text = self._encoder.text
+        unkept: ParleyError | None = None
         final = self._encoder.cancelled() if ended_by_someone else self._encoder.failed(error)
         if self.asked.joins and self._reason == "interrupt" and text:
             # What was heard before the interruption was said, as far as the next turn goes.
             reply = Reply(text, FinishReason.CANCELLED)
-            await self._settle(self._commit(reply, final))
+            unkept = await self._settle(self._commit(reply, final))
         elif self.asked.stored:
             record = self._record(final)
-            await self._settle(responses.conclude(self.tenant, self.response, self._owner, record))
+            unkept = await self._settle(
+                responses.conclude(self.tenant, self.response, self._owner, record)
+            )
         elif self._begun:
             await self._settle(responses.abandon(self.tenant, self.response, self._owner))
+        if unkept is not None and ended_by_someone:
+            # Whoever asks later will be told that it was lost: nobody may hear that it was cancelled.
+            final = self._encoder.failed(unkept)
         self._conclude(final)
 
-    async def _settle(self, work: Any) -> None:
-        """Tell Redis of an end; where it can't be told, the lease runs out."""
+    async def _settle(self, work: Awaitable[bool | None]) -> ParleyError | None:
+        """Tell Redis of an end, and return why it isn't kept; the lease runs out then."""
         try:
-            await work
-        except ParleyError as error:
-            logger.warning("How %s ended could not be stored: %s", self.response, error.code)
+            kept = await work
+        except Exception as broken:  # noqa: BLE001  (whatever it is, readers are told an end)
+            error = as_parley_error(broken)
+            what = type(broken).__name__
+            logger.warning("How %s ended could not be stored: %s", self.response, what)
+            return error
+        return lost() if kept is False else None
 
     def _conclude(self, final: dict[str, Any]) -> None:
         self.final = final
