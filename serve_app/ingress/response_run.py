@@ -147,6 +147,8 @@ class ResponseRun:
                 position = len(self.events)
                 yield piece
             elif self.over:
+                if 0 < len(self.events) < behind:  # heard of an earlier try that failed
+                    yield self.events[-1]
                 return
             else:
                 await self._change()
