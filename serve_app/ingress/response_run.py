@@ -448,8 +448,8 @@ class ResponseRun:
             metrics.ERRORS.labels(error.code).inc()
         ended_by_someone = isinstance(error, ResponseCancelled)
         text = self._encoder.text
-        unkept: ParleyError | None = None
         final = self._encoder.cancelled() if ended_by_someone else self._encoder.failed(error)
+        unkept: ParleyError | None = None
         if self.asked.joins and self._reason == "interrupt" and text:
             # What was heard before the interruption was said, as far as the next turn goes.
             reply = Reply(text, FinishReason.CANCELLED)

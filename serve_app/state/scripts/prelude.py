@@ -46,10 +46,10 @@ local function release(response)
     redis.call('HDEL', runs, response .. part)
   end
   drop_journal(response)
--- Whoever made a turn that is taken for dead may only have been slow. Others go on without it, so it is
--- nobody's from here on: what its owner still wants to store would stand beside what they store.
 end
 
+-- Whoever made a turn that is taken for dead may only have been slow. Others go on without it, so it is
+-- nobody's from here on: what its owner still wants to store would stand beside what they store.
 local function drop_dead()
   for _, response in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
     if not alive(response) then

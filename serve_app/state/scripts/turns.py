@@ -17,8 +17,8 @@ __all__ = ["ABANDON", "BEGIN", "CANCEL", "COMMIT", "CONCLUDE", "KEEP", "SEIZE"]
 # stands in the way.
 BEGIN = step("""
 local response, mode, kind, other = ARGV[2], ARGV[5], ARGV[7], ARGV[8]
-local nothing = (kind == 'head' or kind == 'new') and 'missing' or 'unknown'
 local user = redis.call('HGET', meta, 'user')
+local nothing = (kind == 'head' or kind == 'new') and 'missing' or 'unknown'
 if redis.call('EXISTS', meta) == 0 then
   if kind ~= 'new' then return {nothing} end
   redis.call('HSET', meta, 'body', ARGV[12], 'hidden', '1', 'pinned', '0')
