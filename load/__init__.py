@@ -14,6 +14,8 @@
 | `python -m load.soak` | what a service holds on to over time |
 | `python -m load.scaling` | a cluster that goes from one generator to two, and back |
 | `python -m load.capacity` | nothing: it works out how many replicas users need |
+| `python -m load.chaos` | what clients see while processes are killed |
+| `python -m load.proof` | whether what clients are promised holds while everything dies |
 | `python -m load.autoscale` | nothing: it simulates a day under the autoscaling policy |
 
 `bench`, `engine`, `serving`, `startup` and `compare` hold the conversations of one `workload`, so their

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -126,6 +126,8 @@ class ResponseRun:
                 position = len(self.events)
                 yield piece
             elif self.over:
+                if 0 < len(self.events) < behind:  # heard of an earlier try that failed
+                    yield self.events[-1]
                 return
             else:
                 await self._change()
@@ -346,6 +348,7 @@ class ResponseRun:
             chosen=request.on_busy is not None,
             persona=request.persona or self._services.settings.dialogue.default_persona,
             model=request.model,
+            again=self._begun,
         )
 
     def _may_go_unstored(self) -> bool:
@@ -441,23 +444,33 @@ class ResponseRun:
         ended_by_someone = isinstance(error, ResponseCancelled)
         text = self._encoder.text
         final = self._encoder.cancelled() if ended_by_someone else self._encoder.failed(error)
+        unkept: ParleyError | None = None
         if self.asked.joins and self._reason == "interrupt" and text:
             # What was heard before the interruption was said, as far as the next turn goes.
             reply = Reply(text, FinishReason.CANCELLED)
-            await self._settle(self._commit(reply, final))
+            unkept = await self._settle(self._commit(reply, final))
         elif self.asked.stored:
             record = self._record(final)
-            await self._settle(responses.conclude(self.tenant, self.response, self._owner, record))
+            unkept = await self._settle(
+                responses.conclude(self.tenant, self.response, self._owner, record)
+            )
         elif self._begun:
             await self._settle(responses.abandon(self.tenant, self.response, self._owner))
+        if unkept is not None and ended_by_someone:
+            # Whoever asks later will be told that it was lost: nobody may hear that it was cancelled.
+            final = self._encoder.failed(unkept)
         self._conclude(final)
 
-    async def _settle(self, work: Any) -> None:
-        """Tell Redis of an end; where it can't be told, the lease runs out."""
+    async def _settle(self, work: Awaitable[bool | None]) -> ParleyError | None:
+        """Tell Redis of an end, and return why it isn't kept; the lease runs out then."""
         try:
-            await work
-        except ParleyError as error:
-            logger.warning("How %s ended could not be stored: %s", self.response, error.code)
+            kept = await work
+        except Exception as broken:  # noqa: BLE001  (whatever it is, readers are told an end)
+            error = as_parley_error(broken)
+            what = type(broken).__name__
+            logger.warning("How %s ended could not be stored: %s", self.response, what)
+            return error
+        return lost() if kept is False else None
 
     def _conclude(self, final: dict[str, Any]) -> None:
         self.final = final

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import redis.exceptions
 from pydantic import SecretStr
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.maint_notifications import MaintNotificationsConfig
@@ -191,6 +192,7 @@ class RedisPool:
                 "rediss:// for TLS, with the password as :password@ before the host."
             )
             raise ConfigError(msg, param="redis.url") from None
+        pool.connection_class = _told_of_closing(pool.connection_class)
         self._client: Redis = Redis.from_pool(pool)
 
     @classmethod
@@ -359,6 +361,24 @@ class RedisPool:
         self._log(reason, remedy)
         msg = f"Redis {reason}: {remedy}. Stateless requests still work."
         return StateUnavailable(msg, retry_after=_RETRY_AFTER_S)
+
+
+def _told_of_closing(connection: type[AbstractConnection]) -> type[AbstractConnection]:
+    """Return a class of connections that say in redis-py's words that the server has closed them.
+
+    uvloop, which Ray runs replicas on, has a RuntimeError for whoever writes to a closed transport, with
+    which redis-py neither connects anew nor tries again.
+    """
+
+    class Connection(connection):  # type: ignore[misc, valid-type]
+        async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+            try:
+                await super().send_packed_command(*args, **kwargs)
+            except RuntimeError as error:
+                msg = "Redis has closed the connection."
+                raise redis.exceptions.ConnectionError(msg) from error
+
+    return Connection
 
 
 def _explain(error: redis.exceptions.RedisError) -> tuple[str, str]:

@@ -71,7 +71,8 @@ def find_redis_server() -> Path:
 class RedisServer:
     """Starts, finds and stops the Redis of one PARLEY_HOME.
 
-    A turn that was committed survives `kill -9` of the server; a power cut may cost the last second.
+    A turn that was committed survives `kill -9` of the server, and a power cut where the disk keeps what
+    it says it has.
 
     Args:
         home: PARLEY_HOME; the server lives in its folder `redis`.
@@ -306,9 +307,10 @@ class RedisServer:
                 f'pidfile "{folder}/redis.pid"',
                 f'logfile "{folder}/redis.log"',
                 "daemonize no",
-                # Written before a command is answered, synced every second.
+                # On the disk before a command is answered. Synced every second, it would not even be
+                # written then: while a sync is under way Redis puts writing off, and answers.
                 "appendonly yes",
-                "appendfsync everysec",
+                "appendfsync always",
                 "aof-load-truncated yes",
                 'save ""',
                 "",

@@ -81,6 +81,7 @@ class TurnBegin:
             the conversation's persona goes above `on_busy`.
         persona: name of the persona that what is begun is with.
         model: name of the model, where the request gives one: the conversation remembers it.
+        again: it was begun before, and waited.
     """
 
     response: str
@@ -97,6 +98,7 @@ class TurnBegin:
     chosen: bool = True
     persona: str | None = None
     model: str | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,9 @@ class TurnStore:
             ConversationBusy: another turn runs, and this one doesn't wait, or too many do.
             IdempotencyConflict: another replica is making the same response.
             ResponseCancelled: it was cancelled, or interrupted, while it waited.
-            ResponseNotFound: what it continues or replaces isn't there.
+            ResponseLost: it has ended while it waited, or was taken from its owner.
+            ResponseNotFound: what it continues or replaces isn't there, or it was committed itself and
+                then deleted.
             ResponseUnfinished: what it continues or replaces was not completed.
         """
         other = turn.follows or turn.replaces or ""
@@ -201,6 +205,7 @@ class TurnStore:
                 body,
                 "1" if turn.chosen else "",
                 turn.model or "",
+                "1" if turn.again else "",
             )
         match state:
             case b"waits":
@@ -220,6 +225,10 @@ class TurnStore:
                 raise ConversationBusy(msg, param="conversation", retry_after=1.0)
             case b"cancelled":
                 raise cancelled(rest[0].decode())
+            case b"lost":
+                raise lost()
+            case b"gone":
+                raise ResponseNotFound(response_not_found(turn.response), param="Idempotency-Key")
             case b"unknown":
                 raise ResponseNotFound(response_not_found(other), param=_param(turn))
             case b"unfinished":

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import redis.exceptions
+import uvloop
 from pydantic import SecretStr
 
 from serve_app.errors import ConfigError, StateUnavailable
@@ -33,6 +35,21 @@ async def test_it_pings(shared_redis: RedisServer) -> None:
     pool = pool_of(shared_redis)
     await pool.ping()
     await pool.close()
+
+
+def test_a_connection_that_redis_closed_is_an_error_of_redis_on_rays_event_loop(
+    shared_redis: RedisServer,
+) -> None:
+    async def write_to_a_closed_one() -> None:
+        pool = pool_of(shared_redis)
+        async with pool.client() as client:
+            connection = await client.connection_pool.get_connection()
+            connection._writer.transport.abort()
+            with pytest.raises(redis.exceptions.ConnectionError, match="closed"):
+                await connection.send_command("PING")
+        await pool.close()
+
+    uvloop.run(write_to_a_closed_one())
 
 
 async def test_a_refused_connection_is_an_error_at_once() -> None:

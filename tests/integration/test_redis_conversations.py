@@ -457,9 +457,7 @@ async def test_a_turn_whose_lease_ran_out_holds_nobody_up_and_stores_nothing(
     await store.turns.begin("acme", made.id, turn_begin(dead, owner="dead", lease_s=0.0))
     assert not (await store.turns.begin("acme", made.id, turn_begin(alive))).waits
     with pytest.raises(ResponseLost):
-        await store.turns.commit(
-            "acme", made.id, response=dead, items=turn("0"), owner="somebody else"
-        )
+        await store.turns.commit("acme", made.id, response=dead, items=turn("0"), owner="dead")
     assert await contents(store, made.id) == []
 
 

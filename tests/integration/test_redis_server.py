@@ -157,6 +157,14 @@ def test_data_and_address_survive_kill_9(own_redis: RedisServer) -> None:
     assert connect(own_redis).dbsize() == 200
 
 
+def test_what_is_answered_is_on_the_disk(own_redis: RedisServer) -> None:
+    # `everysec` answers while a sync is under way, and writes later: `kill -9` would take that along.
+    with connect(own_redis) as client:
+        assert client.config_get("append*")["appendfsync"] == "always"
+        client.set("a", 1)
+        assert client.info("persistence")["aof_buffer_length"] == 0
+
+
 def test_a_torn_end_of_the_log_costs_only_itself(own_redis: RedisServer, tmp_path: Path) -> None:
     connect(own_redis).set("k", "v")
     kill(own_redis)

@@ -80,6 +80,8 @@ def response_routes(services: Services, runs: Runs) -> APIRouter:
             named(request=asked.response, conversation=asked.place)
             if (before := await _answered_before(asked)) is not None:
                 return before
+            if runs.find(asked.tenant, asked.response) is not None:  # it was begun meanwhile
+                raise in_flight(asked.response)
         return await answer(runs.start(replace(asked, claim=claim.key)))
 
     async def _answered_before(asked: Asked) -> Response | None:

@@ -42,13 +42,20 @@ end
 -- Nobody makes the response any more: what was there for it to be made goes.
 local function release(response)
   redis.call('ZREM', queue, response)
-  redis.call('HDEL', runs, response .. ':owner', response .. ':lease', response .. ':cancel')
+  for _, part in ipairs({':owner', ':lease', ':cancel', ':place'}) do
+    redis.call('HDEL', runs, response .. part)
+  end
   drop_journal(response)
 end
 
+-- Whoever made a turn that is taken for dead may only have been slow. Others go on without it, so it is
+-- nobody's from here on: what its owner still wants to store would stand beside what they store.
 local function drop_dead()
   for _, response in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
-    if not alive(response) then redis.call('ZREM', queue, response) end
+    if not alive(response) then
+      redis.call('ZREM', queue, response)
+      redis.call('HSET', runs, response .. ':owner', '')
+    end
   end
 end
 
@@ -80,6 +87,13 @@ local function line(item)
   local ids = cut and pinned() or {}
   for i = #back, 1, -1 do ids[#ids + 1] = back[i] end
   return ids
+end
+
+local function behind(item, other)
+  for _, id in ipairs(line(item)) do
+    if id == other then return true end
+  end
+  return other == ''
 end
 
 local function put_head(item)

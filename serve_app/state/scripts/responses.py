@@ -26,7 +26,10 @@ return 'stored'
 # another response builds on.
 DELETE_RESPONSE = step("""
 if redis.call('HEXISTS', responses, ARGV[2]) == 0 then return 'unknown' end
+local said = redis.call('ZSCORE', ended, ARGV[2])
 forget_response(ARGV[2])
+-- What it said may stay: whoever sends it again under its key must not say it twice.
+if said then redis.call('HSET', turns, ARGV[2] .. ':gone', '') end
 if redis.call('HGET', meta, 'hidden') ~= '1' then return 'deleted' end
 if redis.call('HLEN', responses) == 0 then
   drop_conversation()

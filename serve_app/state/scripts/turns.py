@@ -9,7 +9,9 @@ __all__ = ["ABANDON", "BEGIN", "CANCEL", "COMMIT", "CONCLUDE", "KEEP", "SEIZE"]
 # ARGV: ttl, response, owner, lease in ms, what to do while another turn runs ('' for side by side),
 # most turns in the queue, where to hang the turn on ('head', 'previous', 'replaces', 'new'), of which
 # response, draft of the response or '', user or '', claim or '', body of a new conversation, whether
-# the request itself says what to do while another turn runs ('1' or ''), name of the model or ''.
+# the request itself says what to do while another turn runs ('1' or ''), name of the model or '', whether
+# the turn was begun before and waits ('1' or ''): if it has ended since, this came too late and must not
+# begin it anew.
 # Returns ('waits', turns before), or ('go', whether clients can't know it, item before, how many items
 # the line has, the conversation's body, the latest state and the item of it, the latest summary and the
 # item of it, then the line's id, item, …, then those of the input that is answered again), or what
@@ -17,17 +19,20 @@ __all__ = ["ABANDON", "BEGIN", "CANCEL", "COMMIT", "CONCLUDE", "KEEP", "SEIZE"]
 BEGIN = step("""
 local response, mode, kind, other = ARGV[2], ARGV[5], ARGV[7], ARGV[8]
 local user = redis.call('HGET', meta, 'user')
+local nothing = (kind == 'head' or kind == 'new') and 'missing' or 'unknown'
 if redis.call('EXISTS', meta) == 0 then
-  if kind ~= 'new' then return {'missing'} end
+  if kind ~= 'new' then return {nothing} end
   redis.call('HSET', meta, 'body', ARGV[12], 'hidden', '1', 'pinned', '0')
 end
 if kind == 'head' and redis.call('HGET', meta, 'hidden') == '1' then return {'missing'} end
 if ARGV[10] ~= '' then
-  if user and user ~= '' and user ~= ARGV[10] then return {'missing'} end
+  if user and user ~= '' and user ~= ARGV[10] then return {nothing} end
   redis.call('HSET', meta, 'user', ARGV[10])
 end
 if redis.call('HEXISTS', turns, response .. ':last') == 1 then return {'repeated'} end
+if redis.call('HEXISTS', turns, response .. ':gone') == 1 then return {'gone'} end
 local holder = redis.call('HGET', runs, response .. ':owner')
+if ARGV[15] ~= '' and holder ~= ARGV[3] and holder ~= '' then return {'lost'} end
 if holder and holder ~= ARGV[3] and alive(response) then return {'flies'} end
 local hidden = redis.call('HGET', meta, 'hidden') or ''
 if hidden == '1' then mode = '' end
@@ -76,6 +81,7 @@ elseif kind ~= 'new' then
   end
 end
 redis.call('HSET', turns, response .. ':base', base)
+redis.call('HSET', runs, response .. ':place', kind)
 redis.call('EXPIRE', turns, redis.call('HGET', meta, 'ttl') or ARGV[1])
 local state, state_at = latest(':state', ids)
 local summary, summary_at = latest(':summary', ids)
@@ -112,6 +118,11 @@ if clashes(9) then return 'clash' end
 pin_first(ARGV[8])
 local base = ARGV[5]
 if base == '=head' or (base ~= '' and redis.call('HEXISTS', parents, base) == 0) then
+  base = head()
+end
+-- Items that clients have appended while the turn ran go before it: nothing falls off the line.
+if redis.call('HGET', runs, response .. ':place') == 'head' and base ~= head()
+    and behind(head(), base) then
   base = head()
 end
 local last = append(base, 9)

@@ -27,3 +27,7 @@ def test_a_reader_who_heard_more_than_a_dead_replica_has_kept_is_told_the_end() 
 
 def test_a_reader_who_has_all_of_a_whole_response_is_told_nothing() -> None:
     assert _left({"response": {"status": "completed"}}, 3) == []
+
+
+def test_a_reader_who_heard_more_of_a_try_that_failed_is_told_the_end_of_the_next() -> None:
+    assert _left({"response": {"status": "completed"}}, 4) == [b"the end"]

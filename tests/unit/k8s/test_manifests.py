@@ -257,10 +257,10 @@ def test_readiness_needs_no_other_part_of_the_service() -> None:
         assert probe["httpGet"]["path"] == "/-/healthz"
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", SERVICES)
 def test_programs_that_rays_pods_name_are_in_the_image(overlay: str) -> None:
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
     programs = {f"/opt/parley/bin/{name}" for name in project["project"]["scripts"]}
-    named = re.findall(r"/opt/parley/bin/[\w-]+", yaml.safe_dump_all(build(f"overlays/{overlay}")))
+    named = re.findall(r"/opt/parley/bin/[\w-]+", yaml.safe_dump_all(build(overlay)))
     assert named
     assert set(named) <= programs
