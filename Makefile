@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KERNELS := $(wildcard serve_app/kernels/*.[ch]) serve_app/kernels/build.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test check format lock clean setup setup-dev promtool
+.PHONY: run test check format lock clean setup setup-dev prometheus
 
 run: setup
 	$(BIN)/parley up
@@ -53,13 +53,15 @@ $(VENV)/.development: $(VENV)/.serving requirements-dev.lock tools.lock torch.lo
 	$(BIN)/pip install --quiet $$(sed 's/#.*//' torch.lock)
 	touch $@
 
-# Checks and tests the alert rules; no package of Python's carries it. Taken out of Debian's package, so
-# that nothing is installed and no service starts. Tests that want it say so where it isn't there.
-promtool: .cache/promtool/usr/bin/promtool
-.cache/promtool/usr/bin/promtool:
-	mkdir -p .cache/promtool
-	cd .cache/promtool && apt-get download --quiet prometheus && \
-		dpkg-deb --fsys-tarfile prometheus_*.deb | tar --extract ./usr/bin/promtool && rm prometheus_*.deb
+# promtool checks and tests the alert rules, Prometheus scrapes a cluster of the tests; no package of
+# Python's carries them. Taken out of Debian's package, so that nothing is installed and no service
+# starts. Tests that want them say so where they aren't there.
+prometheus: .cache/prometheus/usr/bin/prometheus
+.cache/prometheus/usr/bin/prometheus:
+	mkdir -p .cache/prometheus
+	cd .cache/prometheus && apt-get download --quiet prometheus && \
+		dpkg-deb --fsys-tarfile prometheus_*.deb | \
+		tar --extract --touch ./usr/bin/promtool ./usr/bin/prometheus && rm prometheus_*.deb
 
 lock: setup-dev
 	$(BIN)/uv pip compile --universal --quiet --generate-hashes --no-header --python-version 3.11 \

@@ -35,7 +35,7 @@ parley=$(password) ray=$(password) probe=$(password) replica=$(password) sentine
 # Each user may do what its program does, and no more. Only hashes are written down for Redis.
 cat >users.acl <<EOF
 user default off
-user parley on #$(hash_of "$parley") ~parley:* +@read +@write +@connection +@transaction +@scripting -@dangerous
+user parley on #$(hash_of "$parley") ~parley:* +@read +@write +@connection +@transaction +@scripting -@dangerous +wait
 user ray on #$(hash_of "$ray") ~RAY* ~DUMMY +@read +@write +@connection +@transaction -@dangerous +info
 user probe on #$(hash_of "$probe") +ping +info
 user replica on #$(hash_of "$replica") +psync +replconf +ping

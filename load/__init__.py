@@ -3,7 +3,7 @@
 | command | what it measures |
 | --- | --- |
 | `python -m load.bench` | a server, through HTTP |
-| `python -m load.engine` | the bare engine, in this process |
+| `python -m load.engine` | the bare engine, in this process; on a GPU, its steps against their floor |
 | `python -m load.serving` | everything but the model, through HTTP |
 | `python -m load.startup` | how soon `parley up` answers, and what memory all of it takes |
 | `python -m load.compare` | Parley beside llama.cpp's server, as ratios |

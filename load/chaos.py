@@ -27,6 +27,7 @@ from load.processor_time import kind_of
 from load.report import console, write_json
 from load.workload import Workload
 from serve_app.cluster.deploy_file import APPLICATION
+from serve_app.cluster.haproxy_keeper import STANDBY
 from serve_app.cluster.run_folder import RunFolder
 from serve_app.cluster.serve_api import ServeApi
 from serve_app.errors import ConfigError
@@ -261,8 +262,12 @@ def _whole(cluster: OwnCluster, kind: str, gone: set[int], before: int) -> bool:
             deployments = api.details()["applications"][APPLICATION]["deployments"].values()
         if kind == _NOBODY:
             return True
-        living = {process.pid for process in _processes(cluster, kind)}
-    except (ConfigError, KeyError):
+        living = {
+            process.pid
+            for process in _processes(cluster, kind)
+            if STANDBY not in " ".join(process.cmdline())
+        }
+    except (ConfigError, KeyError, psutil.NoSuchProcess):
         return False
     replicas = [one for deployment in deployments for one in deployment["replicas"]]
     return (
@@ -273,7 +278,7 @@ def _whole(cluster: OwnCluster, kind: str, gone: set[int], before: int) -> bool:
         )
         and gone.isdisjoint(one["pid"] for one in replicas)
         and gone.isdisjoint(living)
-        and (len(living) >= before or kind == "haproxy")
+        and (len(living) >= before or (kind == "haproxy" and bool(living)))
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,9 @@ def compare(
     program: Annotated[
         Path | None, typer.Option(help="A llama-server; llama-quantize is looked for beside it.")
     ] = None,
+    llama_options: Annotated[
+        str, typer.Option(help="Further options of llama-server's, as in a shell.")
+    ] = "",
     report: Annotated[Path, typer.Option(help="Folder for the report and its plot.")] = Path(
         "reports/compare"
     ),
@@ -100,6 +104,7 @@ def compare(
     """
     names, levels = _names(workload), options.numbers(concurrency)
     served = engine_settings(model={"precision": precision}).model.precision
+    further = shlex.split(llama_options)
     peer = LlamaCpp(parley_home() / "peers" / "llama.cpp", program)
     peer.require(build=build)
     measured: dict[str, dict[str, list[list[Level]]]] = {}
@@ -115,11 +120,11 @@ def compare(
                 servers[server].append(
                     _parley(asked, plan, served)
                     if server == "Parley"
-                    else _llama(peer, kind, asked, plan)
+                    else _llama(peer, kind, asked, plan, further)
                 )
         console.print(_table(name, levels, servers))
     report.mkdir(parents=True, exist_ok=True)
-    write_json(report / "compare.json", _as_json(measured, levels, kind, served))
+    write_json(report / "compare.json", _as_json(measured, levels, kind, further, served))
     save_plot(report / "compare.png", measured, levels)
     typer.echo(f"The report is in {report}.", err=True)
     everything = [
@@ -153,7 +158,9 @@ def _parley(workload: Workload, plan: Plan, precision: str) -> list[Level]:
         return _measure(cluster.url, workload, plan)
 
 
-def _llama(peer: LlamaCpp, kind: str, workload: Workload, plan: Plan) -> list[Level]:
+def _llama(
+    peer: LlamaCpp, kind: str, workload: Workload, plan: Plan, further: Sequence[str]
+) -> list[Level]:
     streams = max(plan.concurrency)
     with llama_server(
         peer.server,
@@ -161,6 +168,7 @@ def _llama(peer: LlamaCpp, kind: str, workload: Workload, plan: Plan) -> list[Le
         streams=streams,
         context=_CONTEXT * streams,
         threads=len(os.sched_getaffinity(0)),
+        further=further,
     ) as url:
         return _measure(url, workload, plan)
 
@@ -211,10 +219,12 @@ def _as_json(
     measured: Mapping[str, Mapping[str, Sequence[Sequence[Level]]]],
     concurrency: Sequence[int],
     kind: str,
+    further: Sequence[str],
     precision: str,
 ) -> dict[str, Any]:
     return {
         "llama_kind": kind,
+        "llama_options": list(further),
         "parley_precision": precision,
         "concurrency": list(concurrency),
         "workloads": {

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
-from load.machine import Machine
 from load.timed_backend import RuntimeWork
 from serve_app.models.decoder_interface import DATA_FILE
+from serve_app.models.element_types import float_dtype
 from serve_app.models.manifest import Manifest
 
-__all__ = ["Demand", "Floor"]
+__all__ = ["Demand", "Floor", "Speed"]
 
 _EMBEDDING = "model.embed_tokens.weight"
 _ROTARY_ELEMENT = 4  # bytes
+
+
+class Speed(Protocol):
+    """What something that computes reaches at best: a machine's processor, or a device.
+
+    Attributes:
+        read_bytes_per_s: memory bandwidth, reading.
+        ops_per_s: operations, of which a multiplication with its addition is two.
+    """
+
+    @property
+    def read_bytes_per_s(self) -> float: ...  # noqa: D102
+
+    @property
+    def ops_per_s(self) -> float: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +56,7 @@ class Demand:
         architecture = manifest.architecture
         shapes = dict(architecture.tensors())
         elements = sum(math.prod(shape) for shape in shapes.values())
-        rotary = architecture.context_length * architecture.head_dim * _ROTARY_ELEMENT
-        stored = manifest.files[DATA_FILE].bytes - rotary
+        stored = manifest.files[DATA_FILE].bytes - _rotary_bytes(manifest)
         embedding = math.prod(shapes[_EMBEDDING])
         # A table that isn't the output head as well is only looked up: a row per token.
         read = elements if architecture.tied_embeddings else elements - embedding
@@ -78,7 +92,7 @@ class Floor:
     mixed_compute_s: float
 
     @classmethod
-    def of(cls, work: RuntimeWork, demand: Demand, machine: Machine) -> Self:
+    def of(cls, work: RuntimeWork, demand: Demand, machine: Speed) -> Self:
         """Return the floor of some work."""
         # Every token attends to itself too.
         decode_flops = work.decoded * (demand.token_flops + demand.head_flops)
@@ -103,3 +117,12 @@ class Floor:
     def mixed_s(self) -> float:
         """The floor of all steps with prompts."""
         return max(self.mixed_read_s, self.mixed_compute_s)
+
+
+def _rotary_bytes(manifest: Manifest) -> int:
+    """Return the size of the tables that a rotation looks a row up in; steps don't read the rest."""
+    architecture = manifest.architecture
+    if manifest.cache_length is None:
+        return architecture.context_length * architecture.head_dim * _ROTARY_ELEMENT
+    element = float_dtype(manifest.interface.cache_dtype).itemsize
+    return manifest.cache_length * architecture.head_dim * element

@@ -86,7 +86,7 @@ async def _measure(
 
 
 async def _used(redis: RedisPool) -> int:
-    async with redis.client() as client:
+    async with redis.client("journal") as client:
         return int((await client.info("memory"))["used_memory"])
 
 

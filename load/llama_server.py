@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -111,7 +112,13 @@ class LlamaCpp:
 
 @contextmanager
 def llama_server(
-    program: Path, weights: Path, *, streams: int, context: int, threads: int
+    program: Path,
+    weights: Path,
+    *,
+    streams: int,
+    context: int,
+    threads: int,
+    further: Sequence[str] = (),
 ) -> Iterator[str]:
     """Run llama-server for as long as the context lasts; yield the URL of its API.
 
@@ -121,6 +128,7 @@ def llama_server(
         streams: sequences at once.
         context: tokens of all of them together.
         threads: of the computation.
+        further: options of llama-server's own.
 
     Raises:
         RequestFailed: it doesn't start; the sentence quotes what it said.
@@ -135,6 +143,7 @@ def llama_server(
                     *("--host", "127.0.0.1", "--port", str(port)),
                     *("--parallel", str(streams), "--ctx-size", str(context)),
                     *("--threads", str(threads), "--threads-batch", str(threads)),
+                    *further,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -160,6 +169,11 @@ def _await_start(process: subprocess.Popen[bytes], health: str, log: Path) -> No
             if process.poll() is not None or time.monotonic() > deadline:
                 said = log.read_text(errors="replace")[-_TAIL:].strip()
                 msg = f"llama-server did not start; it said:\n{said}"
+                if (process.returncode or 0) < 0:
+                    msg += (
+                        f"\nIt died of {signal.Signals(-process.returncode).name}. Where its kernels for"
+                        " AMX do that, measure it without them: --llama-options=--no-repack."
+                    )
                 raise RequestFailed("no start", msg)
             time.sleep(_POLL_S)
 

@@ -9,6 +9,7 @@ from ray.serve import Application
 from serve_app.dialogue.deployment import Dialogue
 from serve_app.generation.deployment import Generator
 from serve_app.ingress.deployment import Ingress
+from serve_app.routing.pools import served_models
 from serve_app.settings import Settings
 from serve_app.tokenization.deployment import Tokenizer
 
@@ -22,8 +23,19 @@ def build(args: dict[str, Any]) -> Application:
         ConfigError: naming each key that is unknown or wrong.
     """
     settings = Settings.load(args)
-    tokenizer = Tokenizer.bind(settings)  # type: ignore[attr-defined]
-    dialogue = Dialogue.bind(settings, tokenizer)  # type: ignore[attr-defined]
-    generator = Generator.bind(settings)  # type: ignore[attr-defined]
-    ingress: Application = Ingress.bind(settings, dialogue, tokenizer, generator)  # type: ignore[attr-defined]
-    return ingress
+    models = served_models(settings)
+    tokenizers = {model.key: _bound(Tokenizer, model.tokenizer, model.settings) for model in models}
+    generators = {
+        model.key: {
+            pool.deployment: _bound(Generator, pool.deployment, pool.settings)
+            for pool in model.pools
+        }
+        for model in models
+    }
+    dialogue = _bound(Dialogue, "Dialogue", settings, tokenizers)
+    return _bound(Ingress, "Ingress", settings, dialogue, tokenizers, generators)
+
+
+def _bound(deployment: Any, name: str, *args: Any) -> Application:
+    application: Application = deployment.options(name=name).bind(*args)
+    return application

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 __all__ = [
+    "AccountNotFound",
     "BodyTooDeep",
     "BodyTooLarge",
     "ClientGone",
@@ -15,9 +16,11 @@ __all__ = [
     "ConversationNotFound",
     "DeadlineExceeded",
     "GeneratorLost",
+    "GeneratorStopping",
     "GpuUnavailable",
     "IdempotencyConflict",
     "IdempotencyMismatch",
+    "IngressFull",
     "InvalidRequest",
     "ItemNotFound",
     "ModelError",
@@ -32,6 +35,7 @@ __all__ = [
     "ResponseLost",
     "ResponseNotFound",
     "ResponseUnfinished",
+    "ShuttingDown",
     "StateUnavailable",
     "TensorRTEngineError",
     "TensorRTUnavailable",
@@ -47,6 +51,8 @@ class ParleyError(Exception):
         status: HTTP status code.
         code: stable machine-readable name of the error.
         kind: OpenAI's `type` of the error envelope.
+        rejection: why a request was refused before anything was done for it; None where it failed
+            otherwise. One of few words, since metrics are told apart by it.
         message: one sentence for a person, saying what to do.
         param: the request parameter at fault, if there is one.
         retry_after: seconds after which another try makes sense, if that is known.
@@ -55,6 +61,7 @@ class ParleyError(Exception):
     status: ClassVar[int] = 500
     code: str = "internal_error"
     kind: ClassVar[str] = "server_error"
+    rejection: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -112,6 +119,7 @@ class BodyTooLarge(InvalidRequest):
 
     status = 413
     code = "body_too_large"
+    rejection = "body_too_large"
 
 
 class RequestTimeout(InvalidRequest):
@@ -119,6 +127,7 @@ class RequestTimeout(InvalidRequest):
 
     status = 408
     code = "request_timeout"
+    rejection = "body_too_slow"
 
 
 class Unauthorized(ParleyError):
@@ -127,6 +136,7 @@ class Unauthorized(ParleyError):
     status = 401
     code = "invalid_api_key"
     kind = "authentication_error"
+    rejection = "unauthorized"
 
 
 class ModelNotFound(ParleyError):
@@ -161,12 +171,21 @@ class ItemNotFound(ParleyError):
     kind = "invalid_request_error"
 
 
+class AccountNotFound(ParleyError):
+    """There is no account of such a request, or no longer; or it is another tenant's."""
+
+    status = 404
+    code = "account_not_found"
+    kind = "invalid_request_error"
+
+
 class ConversationBusy(ParleyError):
     """Another turn of the conversation runs, and this one doesn't want to wait, or can't."""
 
     status = 409
     code = "conversation_busy"
     kind = "invalid_request_error"
+    rejection = "conversation_busy"
 
 
 class ResponseUnfinished(ParleyError):
@@ -223,10 +242,25 @@ class Overloaded(ParleyError):
     status = 503
     code = "overloaded"
     kind = "overloaded_error"
+    rejection = "no_replica"
 
 
 class QueueFull(Overloaded):
     """A generator has as many waiting as it may; unlike one that stops, it will be asked again."""
+
+    rejection = "queue_full"
+
+
+class IngressFull(Overloaded):
+    """An ingress replica has as many requests in progress as it may."""
+
+    rejection = "ingress_full"
+
+
+class ShuttingDown(Overloaded):
+    """The whole service is ending."""
+
+    rejection = "shutting_down"
 
 
 class StateUnavailable(ParleyError):
@@ -251,6 +285,10 @@ class GeneratorLost(ParleyError):
 
     status = 503
     code = "generator_lost"
+
+
+class GeneratorStopping(GeneratorLost):
+    """A generator replica is about to stop and takes no more; another one will."""
 
 
 class ResponseLost(ParleyError):

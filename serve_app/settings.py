@@ -8,11 +8,22 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -24,18 +35,24 @@ from serve_app.errors import ConfigError
 
 __all__ = [
     "OTHER_VARIABLES",
+    "AccountsSettings",
     "AuthSettings",
     "DialogueSettings",
     "EncryptionSettings",
     "FormName",
+    "FurtherModel",
+    "FurtherPool",
     "GeneratorSettings",
     "IngressSettings",
+    "MetricsSettings",
     "ModelSettings",
+    "ModelsSettings",
     "PrecisionName",
     "RedisSettings",
     "ResponsesSettings",
     "SamplingSettings",
     "Settings",
+    "TelemetrySettings",
     "TokenizerSettings",
     "deploy_folder",
     "drain_flag",
@@ -46,6 +63,8 @@ PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 FormName = Literal["cpu", "native", "standard"]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+# It becomes part of a deployment's name, of log files' and of metrics' labels.
+ShortName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
 
 _PREFIX = "PARLEY_"
 
@@ -145,6 +164,12 @@ class GeneratorSettings(_Section):
         "step, at most; 0 guesses nothing, and replies are the same either way",
     )
     threads: int = Field(0, ge=0, description="threads of the runtime; 0 takes the replica's CPUs")
+    gpu_weights_mb: int | None = Field(
+        None,
+        ge=0,
+        description="memory of the GPU for weights, where the engine was built with --weight-streaming; "
+        "the rest stays on the host, and null takes what slots leave room for",
+    )
     warm_up_tokens: int = Field(
         64,
         ge=0,
@@ -158,6 +183,60 @@ class GeneratorSettings(_Section):
         120.0,
         description="time for running replies when a replica stops; what is left then goes on with "
         "another one",
+    )
+
+
+class _WithChanges(_Section):
+    """Has an engine that differs from another one in what is said of it."""
+
+    generator: GeneratorSettings = Field(
+        GeneratorSettings(), description="what its engine has otherwise than `generator`"
+    )
+
+    @field_serializer("generator")
+    def _changes(self, generator: GeneratorSettings) -> dict[str, Any]:
+        """Write what was said and nothing else: defaults aren't changes."""
+        return generator.model_dump(mode="json", exclude_unset=True)
+
+
+class FurtherModel(_WithChanges):
+    """A model beside the first one."""
+
+    source: str = Field(description="as `model.source`")
+    name: str | None = Field(None, description="name that clients use; null takes its key")
+    precision: PrecisionName = Field("int8", description="precision of the weights")
+    form: FormName | None = Field(None, description="form of the decoder graph, as `model.form`")
+    engines: Path | None = Field(
+        None, description="as `model.engines`; null takes the first model's"
+    )
+
+
+class FurtherPool(_WithChanges):
+    """A further pool of generators of a model."""
+
+    model: ShortName | None = Field(
+        None, description="key of its model in `models.also`; null is the first model"
+    )
+    precision: PrecisionName | None = Field(
+        None, description="precision of the weights; null takes the model's"
+    )
+    form: FormName | None = Field(
+        None,
+        description="form of the graph; null takes the model's with its precision, else the fastest",
+    )
+    engines: Path | None = Field(None, description="as `model.engines`; null takes the model's")
+
+
+class ModelsSettings(_Section):
+    """Models beside the first one, and further pools of generators."""
+
+    also: dict[ShortName, FurtherModel] = Field(
+        {},
+        description="further models, by a key: each has the deployments Generator-KEY and Tokenizer-KEY",
+    )
+    pools: dict[ShortName, FurtherPool] = Field(
+        {},
+        description="further pools of a model's generators, by a key: each is the deployment Generator-KEY",
     )
 
 
@@ -186,9 +265,12 @@ class IngressSettings(_Section):
     max_choices: Positive = Field(8, description="largest `n`")
     max_concurrent: Positive = Field(512, description="requests in progress per ingress replica")
     admission_timeout_s: Seconds = Field(
-        30.0,
-        description="time in which a generator must take a request or refuse it; with generators that "
-        "scale to zero, more than one takes to start",
+        30.0, description="time in which a generator must take a request or refuse it"
+    )
+    start_timeout_s: Seconds = Field(
+        180.0,
+        description="time that a request waits for a generator while none is up, as the first one starts "
+        "or the only one is replaced; longer than generator.drain_timeout_s and a start together",
     )
     generator_silence_s: Seconds = Field(
         10.0, description="a generator that sends no frame for this long is taken for lost"
@@ -196,8 +278,8 @@ class IngressSettings(_Section):
     max_moves: int = Field(
         3,
         ge=0,
-        description="how often a reply may go on with another generator when its own is lost or "
-        "stops; once more, and it ends with an error",
+        description="how often a reply may go on with another generator when its own is lost; once "
+        "more, and it ends with an error. One that stops in good order doesn't count",
     )
 
 
@@ -289,14 +371,23 @@ class ResponsesSettings(_Section):
     )
 
 
+class AccountsSettings(_Section):
+    """How long it is known where the time of a request went."""
+
+    kept: int = Field(
+        1000, ge=0, description="most accounts of requests kept per tenant; 0 keeps none"
+    )
+    ttl_s: Positive = Field(900, description="time for which an account is kept")
+
+
 class EncryptionSettings(_Section):
     """Encryption of what is stored."""
 
     enabled: bool = Field(default=True, description="false stores what people say as it is")
     keys_file: Path | None = Field(
         None,
-        description="JSON file of keys; null takes PARLEY_HOME/encryption.json, which the first "
-        "`parley up` makes",
+        description="file of keys, in JSON or as in `keys`; null takes PARLEY_HOME/encryption.json, "
+        "which the first `parley up` makes",
     )
     keys: SecretStr | None = Field(
         None, description="the keys themselves, as ID:BASE64, newest last, with commas between"
@@ -315,6 +406,17 @@ class RedisSettings(_Section):
     url: SecretStr | None = Field(
         None, description="redis:// or rediss:// URL; null takes the one that `parley up` started"
     )
+    url_file: Path | None = Field(
+        None,
+        description="file that holds the URL, such as a mounted secret; read at the start, where "
+        "`url` is null",
+    )
+    replicas: int = Field(
+        0,
+        ge=0,
+        description="replicas of Redis that must have a turn before it counts as stored; a Redis "
+        "with a failover wants 1 or more",
+    )
     timeout_s: Seconds = Field(2.0, description="longest wait for one answer")
     pool_size: Positive = Field(64, description="most connections per replica")
     key_prefix: str = Field("parley", description="first part of every key")
@@ -332,6 +434,62 @@ class AuthSettings(_Section):
     )
 
 
+class MetricsSettings(_Section):
+    """Where metrics are had beside the Ingress's `/metrics`."""
+
+    port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="port on which each node answers `/metrics` for all of its replicas; wanted where "
+        "there are several nodes, since the Ingress's comes from whichever node has answered; 0: none",
+    )
+
+
+class TelemetrySettings(_Section):
+    """What Parley tells of its requests in traces and logs."""
+
+    traces: bool = Field(
+        default=False,
+        description="send spans of each request's way to an OpenTelemetry collector; takes "
+        "`pip install 'parley[otel]'`",
+    )
+    trace_endpoint: str = Field(
+        "http://127.0.0.1:4318/v1/traces",
+        description="where spans go, by OTLP over HTTP; credentials go into "
+        "OTEL_EXPORTER_OTLP_HEADERS of the environment",
+    )
+    trace_ratio: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="share of the requests that are traced, of those that come without a trace of "
+        "their own",
+    )
+    trace_text: bool = Field(
+        default=False,
+        description="put what people and the model say into spans, and what exceptions quote of it "
+        "into logs",
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text",
+        description="form of the replicas' logs: `json` is one object a line, `text` leaves it to "
+        "Serve's logging_config.encoding",
+    )
+
+    @field_validator("trace_endpoint")
+    @classmethod
+    def _endpoint_is_a_url(cls, endpoint: str) -> str:
+        if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", endpoint):
+            # It isn't quoted: it may hold a password.
+            msg = (
+                "give an http:// or https:// URL without user, password and query, such as "
+                "http://collector:4318/v1/traces"
+            )
+            raise ValueError(msg)
+        return endpoint
+
+
 class Settings(BaseSettings):
     """Everything that can be set. Sections are described by their own classes."""
 
@@ -346,14 +504,18 @@ class Settings(BaseSettings):
 
     model: ModelSettings = ModelSettings()
     generator: GeneratorSettings = GeneratorSettings()
+    models: ModelsSettings = ModelsSettings()
     sampling: SamplingSettings = SamplingSettings()
     ingress: IngressSettings = IngressSettings()
     dialogue: DialogueSettings = DialogueSettings()
     responses: ResponsesSettings = ResponsesSettings()
+    accounts: AccountsSettings = AccountsSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     redis: RedisSettings = RedisSettings()
     encryption: EncryptionSettings = EncryptionSettings()
     auth: AuthSettings = AuthSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @classmethod
     def settings_customise_sources(

@@ -63,6 +63,27 @@ def _remove_metrics() -> Iterator[None]:
     shutil.rmtree(_METRICS, ignore_errors=True)
 
 
+def prometheus_tool(name: str) -> str:
+    """Return the path of `prometheus` or `promtool`; the test is skipped where they aren't to be had."""
+    fetched = _REPOSITORY / ".cache" / "prometheus" / "usr" / "bin"
+    found = shutil.which(name) or shutil.which(name, path=str(fetched))
+    if found is None:
+        pytest.skip(f"there is no {name}: `make prometheus` gets it from Debian's package")
+    return found
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    """The tool that checks and tests rules."""
+    return prometheus_tool("promtool")
+
+
+@pytest.fixture(scope="session")
+def prometheus() -> str:
+    """A Prometheus."""
+    return prometheus_tool("prometheus")
+
+
 @pytest.fixture(scope="session")
 def prepared_home() -> Path:
     """A PARLEY_HOME for prepared models that outlives the run; $PARLEY_TEST_HOME moves it.

@@ -11,9 +11,11 @@ import asyncio
 import socket
 import threading
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +29,7 @@ from ray.exceptions import RayActorError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tokenizers import Tokenizer as TokenizerFile
 
-from serve_app.dialogue.manager import DialogueManager
+from serve_app.dialogue.manager import DialogueManager, ModelReader
 from serve_app.dialogue.nlu.intent_store import IntentStore
 from serve_app.dialogue.personas.catalog import PersonaCatalog
 from serve_app.dialogue.personas.running import RunningPersonas
@@ -37,24 +39,32 @@ from serve_app.generation.backends.simulated import SimulatedBackend
 from serve_app.generation.channels import FrameChannels
 from serve_app.generation.deployment import Generator
 from serve_app.generation.engine import Engine, EngineConfig
+from serve_app.generation.stream_spans import StreamSpans
+from serve_app.ingress.accounts import Accounts
 from serve_app.ingress.application import build_application
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.edge import EdgeMiddleware
 from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.models import Models, ModelService
 from serve_app.ingress.remembering import Remembering
 from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
 from serve_app.ingress.stores import Stores
-from serve_app.messages.dialogue import PlanTurn, TurnPlan
+from serve_app.messages.dialogue import CommitTurn, PlanTurn, TurnPlan
 from serve_app.messages.generation import Admitted, Frame, GenerateRequest
-from serve_app.messages.tokenization import ChatEncoding, TokenizerInfo
+from serve_app.messages.tokenization import ChatEncoding, TextEncoding, TokenizerInfo
 from serve_app.messages.tokenization import Message as ChatMessage
+from serve_app.routing.pools import FIRST
 from serve_app.routing.router import rank_replicas
 from serve_app.settings import Settings
+from serve_app.state.call_metrics import CallMetrics
 from serve_app.state.connection import RedisPool
 from serve_app.state.conversations import ConversationStore
 from serve_app.state.keys import KeyRing
 from serve_app.state.sealing import KeyFile, Seal
+from serve_app.telemetry.account import Spent
+from serve_app.telemetry.origin import current
+from serve_app.tokenization.deployment import Tokenizer
 from serve_app.tokenization.tokenizer import ChatTokenizer
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -65,6 +75,7 @@ PATIENCE_S = 20.0
 
 Result = TypeVar("Result")
 _Shell: Any = Generator.func_or_class  # type: ignore[attr-defined]
+_TokenizerShell: Any = Tokenizer.func_or_class  # type: ignore[attr-defined]
 
 _request: ContextVar[object | None] = ContextVar("request", default=None)
 _calls_of: dict[object, list[asyncio.Task[None]]] = {}
@@ -101,14 +112,19 @@ class Replica:
             backend,
             config,
             eos_token_ids=(EOS,),
-            deliver=lambda frames: self.channels.deliver(frames),
+            deliver=lambda frames: _Shell._deliver(self._shell, frames),
         )
+        self.spans = StreamSpans()
         self.channels = FrameChannels(
             asyncio.get_running_loop(), lambda subscriber: self.engine.cancel_subscriber(subscriber)
         )
         self.engine.start()
         self._shell = SimpleNamespace(
-            _engine=self.engine, _channels=self.channels, _replica=name, _settings=None
+            _engine=self.engine,
+            _channels=self.channels,
+            _spans=self.spans,
+            _replica=name,
+            _settings=None,
         )
 
     @property
@@ -200,7 +216,15 @@ class Dialogue(DialogueManager):
 
     async def plan(self, turn: PlanTurn) -> TurnPlan:
         self.before_plan()
-        return await super().plan(turn)
+        # As from another process: all that the manager knows is what it is told.
+        told = replace(turn, origin=current())
+        work = super().plan(told)
+        return await asyncio.get_running_loop().create_task(work, context=Context())
+
+    async def commit(self, turn: CommitTurn) -> Spent:
+        told = replace(turn, origin=current())
+        work = super().commit(told)
+        return await asyncio.get_running_loop().create_task(work, context=Context())
 
     async def state_reachable(self) -> bool:
         try:
@@ -215,24 +239,35 @@ class AsyncTokenizer:
 
     def __init__(self, real: ChatTokenizer) -> None:
         self.real = real
+        self._shell = SimpleNamespace(_tokenizer=real)
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
-        return self.real.encode(text, add_special_tokens=add_special_tokens)
+        return await self._call("encode", text, add_special_tokens=add_special_tokens)
+
+    async def encode_text(self, text: str) -> TextEncoding:
+        return await self._call("encode_text", text)
 
     async def decode(self, tokens: tuple[int, ...]) -> str:
-        return self.real.decode(tokens)
+        return await self._call("decode", tokens)
 
     async def count(self, texts: tuple[str, ...]) -> tuple[int, ...]:
-        return self.real.count(texts)
+        return await self._call("count", texts)
 
     async def encode_chat(
         self, messages: tuple[ChatMessage, ...], *, add_generation_prompt: bool = True
     ) -> ChatEncoding:
-        return self.real.encode_chat(messages, add_generation_prompt=add_generation_prompt)
+        return await self._call(
+            "encode_chat", messages, add_generation_prompt=add_generation_prompt
+        )
+
+    async def _call(self, method: str, *args: Any, **options: Any) -> Any:
+        """Call the deployment's own method, as from another process: all it knows is what it is told."""
+        call = getattr(_TokenizerShell, method)(self._shell, *args, **options, origin=current())
+        return await asyncio.get_running_loop().create_task(call, context=Context())
 
 
 class LikeServe:
-    """Cancels a request when its client leaves, and every call made in its context.
+    """Cancels a request when its client leaves, and every call made in its context; names requests.
 
     Attributes:
         seen: the requests, as they come from the edge.
@@ -246,6 +281,8 @@ class LikeServe:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.seen.append(scope)
+        name = (b"x-request-id", uuid.uuid4().hex.encode())
+        scope = {**scope, "headers": [*scope["headers"], name]}
         messages: asyncio.Queue[Message] = asyncio.Queue()
         answered = False
 
@@ -258,6 +295,8 @@ class LikeServe:
 
         async def watched_send(message: Message) -> None:
             nonlocal answered
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], name]}
             await send(message)
             answered = message["type"] == "http.response.body" and not message.get("more_body")
 
@@ -286,7 +325,8 @@ class Service:
     Attributes:
         url: where it listens.
         replicas: its generators.
-        generators: the deployment they form.
+        generators: the deployment that the first model's form.
+        further: those of further models, by their names.
         dialogue: plans and commits.
         client: all streams of the ingress.
         like_serve: what stands between the edge and the application.
@@ -300,6 +340,7 @@ class Service:
         self.url = f"http://127.0.0.1:{port}"
         self._folder = folder
         self.replicas: list[Replica] = []
+        self.further: dict[str, Generators] = {}
 
     async def build(
         self,
@@ -307,6 +348,7 @@ class Service:
         tokenizer_folder: Path,
         redis_url: SecretStr,
         backends: Sequence[Callable[[], Backend]],
+        further: Mapping[str, int],
     ) -> ASGIApp:
         self.keys = KeyRing.open(settings.auth, self._folder)
         wanted = settings.generator
@@ -324,7 +366,7 @@ class Service:
         info = TokenizerInfo(MODEL, VOCAB, wanted.max_len, (EOS,), 1_700_000_000)
         tokenizer, table = _loaded(tokenizer_folder, info)
         self.tokenizer = AsyncTokenizer(tokenizer)
-        pool = RedisPool(redis_url, settings.redis)
+        pool = RedisPool(redis_url, settings.redis, CallMetrics())
         key_file = KeyFile(self._folder / "encryption.json")
         key_file.ensure()
         seal = Seal(key_file.read())
@@ -341,28 +383,65 @@ class Service:
             self.tokenizer,
             settings.dialogue,
             context_length=wanted.max_len,
+            further={
+                name: ModelReader(self.tokenizer, context) for name, context in further.items()
+            },
             personas=RunningPersonas(
                 PersonaCatalog.of(settings.dialogue), IntentStore(self._folder / "personas")
             ),
         )
         self.dialogue.pool = pool
-        self.remembering = Remembering(self.client, table, self.dialogue, self.stores)
+        models = Models(
+            [
+                self._model(FIRST, info, table, self.client, self.generators),
+                *(
+                    self._further(name, context, table, config, settings)
+                    for name, context in further.items()
+                ),
+            ]
+        )
+        self.remembering = Remembering(models, self.dialogue, self.stores)
         services = Services(
             settings=settings,
-            model=info,
-            table=table,
-            generators=self.client,
-            generator_stats=self.generators,
+            models=models,
+            owner=self.client.subscriber,
             dialogue=self.dialogue,
-            tokenizer=self.tokenizer,
             keys=self.keys,
             stores=self.stores,
             remembering=self.remembering,
+            accounts=Accounts(self.stores.accounts, kept=settings.accounts.kept),
         )
         self.runs = Runs(services)
         application = build_application(services, self.runs)
         self.like_serve = LikeServe(application)
         return EdgeMiddleware(self.like_serve, settings.ingress)
+
+    def _model(
+        self,
+        key: str,
+        info: TokenizerInfo,
+        table: TokenTable,
+        client: GeneratorClient,
+        generators: Generators,
+    ) -> ModelService:
+        return ModelService(
+            key, info, table, self.tokenizer, client, generators, (f"Generator-{key}",)
+        )
+
+    def _further(
+        self, name: str, context: int, table: TokenTable, config: EngineConfig, settings: Settings
+    ) -> ModelService:
+        """Make a further model of one replica, which reads as the first one does."""
+        replica = Replica(f"{name}-replica", simulated()(), config)
+        self.replicas.append(replica)
+        self.further[name] = Generators([replica])
+        client = GeneratorClient(
+            self.further[name],
+            silence_s=settings.ingress.generator_silence_s,
+            max_moves=settings.ingress.max_moves,
+        )
+        info = TokenizerInfo(name, VOCAB, context, (EOS,), 1_700_000_000)
+        return self._model(name, info, table, client, self.further[name])
 
     async def close(self) -> None:
         await asyncio.to_thread(self._stop_engines)
@@ -454,6 +533,7 @@ def service(
     settings: Settings | None = None,
     backends: Sequence[Callable[[], Backend]] | None = None,
     redis_url: SecretStr = NO_REDIS,
+    further: Mapping[str, int] | None = None,
 ) -> Iterator[Service]:
     """Run a service on a free port.
 
@@ -463,6 +543,7 @@ def service(
         settings: the whole tree.
         backends: one for each generator replica.
         redis_url: without it, Redis is away.
+        further: names of further models, and most tokens of a prompt and its reply of each.
     """
     listener = socket.create_server(("127.0.0.1", 0))
     loop = asyncio.new_event_loop()
@@ -480,6 +561,7 @@ def service(
             tokenizer_folder,
             redis_url,
             backends or [simulated()],
+            further or {},
         )
     )
     server = uvicorn.Server(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Scope
 
@@ -138,7 +139,8 @@ class Exchange:
     async def _serve(self) -> None:
         calls: list[asyncio.Task[None]] = []
         calls_of_request.set(calls)
-        request = asyncio.create_task(self._application(self._scope, self._receive, self._send))  # type: ignore[arg-type]
+        work: Any = self._application(self._scope, self._receive, self._send)
+        request: asyncio.Task[None] = asyncio.create_task(work)
         leaving = asyncio.create_task(self._left.wait())
         try:
             await asyncio.wait({request, leaving}, return_when=asyncio.FIRST_COMPLETED)

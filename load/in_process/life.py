@@ -38,7 +38,7 @@ class Life:
     @staticmethod
     def follow(loop: asyncio.AbstractEventLoop) -> None:
         """Have a loop's tasks belong to the life of the task that made them."""
-        loop.set_task_factory(_make_task)
+        loop.set_task_factory(_make_task)  # type: ignore[arg-type]
 
     def spawn(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         """Run something as a task of this life; in a life that is over it does not begin."""

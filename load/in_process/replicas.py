@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -23,28 +22,30 @@ from serve_app.generation.channels import FrameChannels
 from serve_app.generation.config import EngineConfig
 from serve_app.generation.deployment import Generator
 from serve_app.generation.engine import Engine
+from serve_app.generation.stream_spans import StreamSpans
+from serve_app.ingress.accounts import Accounts
 from serve_app.ingress.application import build_application
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.edge import EdgeMiddleware
 from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.models import Models, ModelService
 from serve_app.ingress.remembering import Remembering
 from serve_app.ingress.remote import RemoteDialogue, RemoteGenerator, RemoteTokenizer
 from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
 from serve_app.ingress.stores import Stores
 from serve_app.messages.tokenization import TokenizerInfo
+from serve_app.routing.pools import FIRST
 from serve_app.routing.router import rank_replicas
 from serve_app.settings import Settings
-from serve_app.state.connection import RedisPool
+from serve_app.state.connection import Operation, RedisPool
 from serve_app.state.conversations import ConversationStore
-from serve_app.state.idempotency import IdempotencyStore
 from serve_app.state.keys import KeyRing
 from serve_app.state.sealing import Seal
 from serve_app.tokenization.deployment import Tokenizer
 from serve_app.tokenization.tokenizer import ChatTokenizer
 
 __all__ = [
-    "IN_FLIGHT_S",
     "DialogueReplica",
     "GeneratorReplica",
     "IngressReplica",
@@ -52,9 +53,6 @@ __all__ = [
     "TokenizerReplica",
     "choose_generator",
 ]
-
-IN_FLIGHT_S = 3.0
-"""So long a dead replica's request holds its Idempotency-Key; a deployed one's, a minute."""
 
 _UNARY_TIMEOUT_S = 30.0
 
@@ -67,10 +65,10 @@ class MortalPool(RedisPool):
         self._life = life
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator[Redis]:
+    async def client(self, operation: Operation, *, bridges: bool = True) -> AsyncIterator[Redis]:
         """Lend the client to the living; see `RedisPool.client`."""
         self._life.check()
-        async with super().client() as client:
+        async with super().client(operation, bridges=bridges) as client:
             yield client
 
 
@@ -142,7 +140,11 @@ class GeneratorReplica:
         loop = asyncio.get_running_loop()
         self._channels = FrameChannels(loop, self.engine.cancel_subscriber)
         self.target = _Shell(
-            Generator, _engine=self.engine, _channels=self._channels, _replica=life.name
+            Generator,
+            _engine=self.engine,
+            _channels=self._channels,
+            _replica=life.name,
+            _spans=StreamSpans(),
         )
         self.engine.start()
         # A thread is not cancelled: its process would be gone.
@@ -200,28 +202,27 @@ class IngressReplica:
             max_moves=settings.ingress.max_moves,
             admission_s=settings.ingress.admission_timeout_s,
         )
-        stores = replace(
-            Stores.over(self.pool, settings, seal, owner=self.client.subscriber),
-            idempotency=IdempotencyStore(
-                self.pool,
-                key_prefix=settings.redis.key_prefix,
-                settings=settings.responses,
-                seal=seal,
-                in_flight_s=IN_FLIGHT_S,
-            ),
-        )
+        stores = Stores.over(self.pool, settings, seal, owner=self.client.subscriber)
         remote_dialogue = RemoteDialogue(dialogue, timeout_s=_UNARY_TIMEOUT_S)
-        services = Services(
-            settings=settings,
-            model=info,
+        model = ModelService(
+            key=FIRST,
+            info=info,
             table=table,
+            tokenizer=RemoteTokenizer(tokenizer, timeout_s=_UNARY_TIMEOUT_S),
             generators=self.client,
             generator_stats=generators,
+            pools=("Generator",),
+        )
+        models = Models([model])
+        services = Services(
+            settings=settings,
+            models=models,
+            owner=self.client.subscriber,
             dialogue=remote_dialogue,
-            tokenizer=RemoteTokenizer(tokenizer, timeout_s=_UNARY_TIMEOUT_S),
             keys=keys,
             stores=stores,
-            remembering=Remembering(self.client, table, remote_dialogue, stores),
+            remembering=Remembering(models, remote_dialogue, stores),
+            accounts=Accounts(stores.accounts, kept=settings.accounts.kept),
         )
         self.runs = Runs(services)
         application = build_application(services, self.runs)

@@ -228,7 +228,8 @@ class InProcessService:
         ]
         for life in self._lives:
             life.end()
-        await asyncio.to_thread(lambda: [engine.stop(0.0) for engine in engines])
+        for engine in engines:
+            await asyncio.to_thread(engine.stop, 0.0)
         own = asyncio.current_task()
         tasks = [task for task in asyncio.all_tasks() if task is not own]
         for task in tasks:

@@ -129,4 +129,4 @@ class Telling:
 
 def _unknown(end: dict[str, Any]) -> bool:
     """Say whether a client was told that it may have been stored."""
-    return end["status"] == "failed" and end["error"]["type"] == "commit_unknown"
+    return bool(end["status"] == "failed" and end["error"]["type"] == "commit_unknown")

@@ -15,6 +15,7 @@ from serve_app.api.sampling import (
     NEUTRAL,
     GenerationFields,
     Metadata,
+    ModelName,
     StreamOptions,
     TokenCount,
     Truncation,
@@ -67,6 +68,7 @@ class ChatCompletionRequest(GenerationFields):
         "web_search_options": (),
     }
 
+    model: ModelName
     messages: Annotated[list[ChatMessage], FailFast()] = Field(min_length=1)
     n: int = Field(1, ge=1, le=128)
     max_tokens: TokenCount | None = None
@@ -103,6 +105,11 @@ class ChatCompletionRequest(GenerationFields):
     def include_usage(self) -> bool:
         """Whether the stream is to end with a chunk that carries the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def include_timing(self) -> bool:
+        """Whether the stream is to end with a chunk that says where its time went."""
+        return self.stream_options is not None and self.stream_options.include_timing
 
     def to_messages(self) -> tuple[Message, ...]:
         """Return the conversation as the chat template takes it."""

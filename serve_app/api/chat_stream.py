@@ -7,10 +7,12 @@ from typing import Any
 
 import orjson
 
+from serve_app.api.account import account_object
 from serve_app.api.logprobs import chat_logprobs
 from serve_app.api.reply import Extras, TokenLogprob, Usage, finish_reason
 from serve_app.api.sse import HOLE, cut, sse_event
 from serve_app.messages.generation import FinishReason
+from serve_app.telemetry.account import Account
 
 __all__ = ["ChatStreamEncoder"]
 
@@ -19,8 +21,8 @@ class ChatStreamEncoder:
     """Encodes the events of one choice.
 
     A stream is `start`, any number of `delta`s, `finish`; of every choice, in any mixture. Then
-    `usage`, by any choice's encoder, if it was asked for, and `sse.DONE`. A stream that can't go
-    on ends with `errors.error_event` instead.
+    `usage` and `timing`, by any choice's encoder, if they were asked for, and `sse.DONE`. A stream
+    that can't go on ends with `errors.error_event` instead.
     """
 
     __slots__ = ("_constant", "_head", "_include_usage", "_index", "_logprob_pieces", "_tail")
@@ -77,6 +79,13 @@ class ChatStreamEncoder:
     def usage(self, usage: Usage) -> bytes:
         """Return the event behind all choices that says what they cost together."""
         body = {**self._constant, "choices": [], "usage": usage.as_completion_usage()}
+        return sse_event(body)
+
+    def timing(self, account: Account) -> bytes:
+        """Return the last event, which says where the time of the request went."""
+        body = {**self._constant, "choices": [], "parley": {"timing": account_object(account)}}
+        if self._include_usage:
+            body["usage"] = None
         return sse_event(body)
 
     def _body(

@@ -13,6 +13,7 @@ from serve_app.api.reply import Extras, Reply, Usage, finish_reason
 from serve_app.api.sampling import (
     NEUTRAL,
     GenerationFields,
+    ModelName,
     StreamOptions,
     TokenCount,
     check_token_ids,
@@ -69,6 +70,7 @@ class CompletionRequest(GenerationFields):
         "truncation": ("disabled",),  # which is what is done: nothing leaves a prompt
     }
 
+    model: ModelName
     prompt: Annotated[tuple[Prompt, ...], BeforeValidator(_prompts)]
     n: int = Field(1, ge=1, le=128)
     max_tokens: TokenCount = DEFAULT_MAX_TOKENS
@@ -95,6 +97,11 @@ class CompletionRequest(GenerationFields):
     def include_usage(self) -> bool:
         """Whether the stream is to end with a chunk that carries the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def include_timing(self) -> bool:
+        """Whether the stream is to end with a chunk that says where its time went."""
+        return self.stream_options is not None and self.stream_options.include_timing
 
     def checked_prompts(self, vocab_size: int) -> tuple[Prompt, ...]:
         """Return the prompts; choice `i` of prompt `p` has the index `p * n + i`.

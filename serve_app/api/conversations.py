@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from serve_app.api.body import WireModel, at_most, fault, validated
 from serve_app.api.items import InputItem, item_object
 from serve_app.api.response_queries import single_values
-from serve_app.api.sampling import Metadata, PersonaName
+from serve_app.api.sampling import Metadata, ModelName, PersonaName
 from serve_app.messages.dialogue import Item
 from serve_app.messages.tokenization import Message
 
@@ -38,6 +38,7 @@ class ConversationRequest(WireModel):
     user: str | None = Field(None, max_length=512)
     ttl: Ttl | None = None
     persona: PersonaName | None = None
+    model: ModelName | None = None
 
     def to_messages(self) -> tuple[Message, ...]:
         """Return the first items as messages."""

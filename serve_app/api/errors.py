@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Any
+
+import orjson
 
 from serve_app.api.sse import sse_event
 from serve_app.errors import (
@@ -25,6 +28,7 @@ __all__ = [
     "error_headers",
     "failure",
     "no_replica",
+    "raw_response",
 ]
 
 
@@ -73,6 +77,21 @@ def no_replica() -> ParleyError:
         "Try again shortly.",
         retry_after=1.0,
     )
+
+
+def raw_response(error: ParleyError) -> bytes:
+    """Return an error response as it goes through a connection, which it closes."""
+    body = orjson.dumps(envelope(error))
+    headers = {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "cache-control": "no-cache",
+        "connection": "close",
+        **error_headers(error),
+    }
+    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def deadline_exceeded() -> DeadlineExceeded:

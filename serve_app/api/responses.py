@@ -13,6 +13,7 @@ from serve_app.api.sampling import (
     NEUTRAL,
     GenerationFields,
     Metadata,
+    ModelName,
     PersonaName,
     TokenCount,
     Truncation,
@@ -39,6 +40,14 @@ def _reference(value: object) -> object:
     return {"id": value} if isinstance(value, str) else value
 
 
+class ResponseStreamOptions(WireModel):
+    """How a stream of a response is sent."""
+
+    NEUTRAL: ClassVar[Neutral] = {"include_obfuscation": (False,)}
+
+    include_timing: bool = False
+
+
 class ConversationRef(WireModel):
     """Names a stored conversation."""
 
@@ -57,7 +66,6 @@ class ResponseRequest(GenerationFields):
         "max_tool_calls": (),
         "prompt": (),
         "reasoning": ({}, {"effort": "none"}),
-        "stream_options": ({}, {"include_obfuscation": False}),
         "text": (
             {},
             {"format": {"type": "text"}},
@@ -66,6 +74,7 @@ class ResponseRequest(GenerationFields):
         ),
     }
 
+    model: ModelName | None = None
     input: Annotated[list[InputItem], FailFast(), BeforeValidator(_items)] = Field(
         default_factory=list
     )
@@ -81,6 +90,7 @@ class ResponseRequest(GenerationFields):
     include: Annotated[list[Literal["message.output_text.logprobs"]], FailFast()] = Field(
         default_factory=list
     )
+    stream_options: ResponseStreamOptions | None = None
     metadata: Metadata | None = None
     persona: PersonaName | None = None
     truncation: Truncation = "auto"
@@ -97,6 +107,11 @@ class ResponseRequest(GenerationFields):
         if self.previous_response_id and (self.conversation or self.replaces):
             predicate = "can't be sent together with 'conversation' or 'replaces'"
             raise fault("invalid_value", predicate, "previous_response_id")
+        if self.include_timing and not self.stream:
+            predicate = (
+                "needs 'stream' to be true; other replies say it in the header Server-Timing"
+            )
+            raise fault("invalid_value", predicate, "stream_options", "include_timing")
         if self.store is False and (self.background or self.replaces):
             predicate = "must not be false with 'background' or 'replaces'"
             raise fault("invalid_value", predicate, "store")
@@ -111,6 +126,11 @@ class ResponseRequest(GenerationFields):
     def logprobs_wanted(self) -> int | None:
         """Alternatives to report at each position; None for no log probabilities at all."""
         return (self.top_logprobs or 0) if self.include else None
+
+    @property
+    def include_timing(self) -> bool:
+        """Whether the last event says where the time of the request went."""
+        return self.stream_options is not None and self.stream_options.include_timing
 
     @property
     def conversation_id(self) -> str | None:

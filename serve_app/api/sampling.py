@@ -17,6 +17,7 @@ __all__ = [
     "NEUTRAL",
     "GenerationFields",
     "Metadata",
+    "ModelName",
     "PersonaName",
     "SamplingDefaults",
     "StreamOptions",
@@ -79,6 +80,7 @@ Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], at_most(16)
 ]
 """OpenAI's `metadata`: up to 16 pairs of strings."""
+ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 PersonaName = Annotated[str, Field(min_length=1, max_length=64)]
 """Names the persona that answers."""
 Truncation = Literal["auto", "disabled"]
@@ -117,6 +119,7 @@ class StreamOptions(WireModel):
     }
 
     include_usage: bool = False
+    include_timing: bool = False
 
 
 class GenerationFields(WireModel):
@@ -126,7 +129,6 @@ class GenerationFields(WireModel):
     identify and hint; they change no reply.
     """
 
-    model: str = Field(min_length=1, max_length=256)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=2**31 - 1, description="0 and -1 keep all tokens")

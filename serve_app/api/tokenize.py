@@ -10,7 +10,7 @@ from pydantic import FailFast, Field, model_validator
 from serve_app.api.body import Neutral, WireModel, fault
 from serve_app.api.chat import ChatMessage
 from serve_app.api.content import template_role
-from serve_app.api.sampling import TokenId
+from serve_app.api.sampling import ModelName, TokenId
 from serve_app.messages.tokenization import Message
 
 __all__ = ["DetokenizeRequest", "TokenizeRequest", "detokenized", "tokenized"]
@@ -34,7 +34,7 @@ class TokenizeRequest(WireModel):
         "tools": ([],),
     }
 
-    model: str | None = Field(None, min_length=1, max_length=256)
+    model: ModelName | None = None
     text: str | None = None
     prompt: str | None = None
     messages: Annotated[list[ChatMessage], FailFast()] = Field(default_factory=list)
@@ -78,7 +78,7 @@ class TokenizeRequest(WireModel):
 class DetokenizeRequest(WireModel):
     """Body of POST /detokenize."""
 
-    model: str | None = Field(None, min_length=1, max_length=256)
+    model: ModelName | None = None
     tokens: Annotated[list[TokenId], FailFast()]
 
 

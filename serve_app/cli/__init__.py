@@ -13,6 +13,7 @@ from serve_app.cli.config import config_app
 from serve_app.cli.console import complain, sentence_of
 from serve_app.cli.data import data_app
 from serve_app.cli.doctor import doctor
+from serve_app.cli.explain import explain
 from serve_app.cli.key import key_app
 from serve_app.cli.lifecycle import down, up
 from serve_app.cli.model import model_app
@@ -35,6 +36,7 @@ app.command()(down)
 app.command()(status)
 app.command()(doctor)
 app.command()(chat)
+app.command()(explain)
 app.add_typer(model_app, name="model")
 app.add_typer(config_app, name="config")
 app.add_typer(key_app, name="key")

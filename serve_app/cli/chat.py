@@ -17,12 +17,12 @@ import typer
 from serve_app.cli.chat_client import ChatClient, Delta, Usage
 from serve_app.cli.chat_session import ChatSession
 from serve_app.cli.console import complain, say, sentence_of, write
+from serve_app.cli.running import running_url
 from serve_app.errors import InvalidRequest, ParleyError
 from serve_app.settings import parley_home
 
 __all__ = ["ChatTerminal", "chat"]
 
-_DEFAULT_URL = "http://127.0.0.1:8000"
 _PROMPT = "› "
 _BETWEEN_ASSIGNMENTS = re.compile(r"\s+(?=\w+=)")
 _INTERRUPTED_EXIT = 130  # a shell's convention for "ended by Ctrl-C"
@@ -53,13 +53,16 @@ def chat(
         str | None, typer.Option(help="Id of a stored conversation to go on with.")
     ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name of the model, where several are served.")
+    ] = None,
 ) -> None:
     """Talk to the model. Lines from a pipe are said one after the other."""
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # rather than end over one odd character
-    with ChatClient(url or _running_url(), api_key) as client:
-        session = ChatSession(client, resume)
+    with ChatClient(url or running_url(), api_key) as client:
+        session = ChatSession(client, resume, model)
         if system is not None:
             session.set_system(system)
         terminal = ChatTerminal(session, interactive=sys.stdin.isatty())
@@ -257,10 +260,3 @@ def _remember_lines(file: Path) -> None:
         say(f"What you type won't be remembered. {sentence_of(error)}", "dim")
     else:
         atexit.register(keep)
-
-
-def _running_url() -> str:
-    from serve_app.cluster.run_folder import RunFolder
-
-    state = RunFolder(parley_home()).state()
-    return state.url if state else _DEFAULT_URL

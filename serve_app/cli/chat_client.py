@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 
-from serve_app.errors import ConfigError, ParleyError, StateUnavailable
+from serve_app.api.account import read_account
+from serve_app.errors import ConfigError, ModelNotFound, ParleyError, StateUnavailable
 
 __all__ = ["ChatClient", "Delta", "Said", "Usage"]
 
@@ -98,10 +99,14 @@ class ChatClient:
     ) -> None:
         self._client.close()
 
-    def model(self) -> str:
-        """Return the name of the model that is served.
+    def model(self, wanted: str | None = None) -> str:
+        """Return the name of a model that is served.
+
+        Args:
+            wanted: the name; None takes the first model.
 
         Raises:
+            ModelNotFound: there is none of that name.
             ParleyError: the server can't be reached or refuses, here as in every method below.
         """
         models = self._call("GET", "/v1/models")
@@ -110,7 +115,10 @@ class ChatClient:
         if not names:
             msg = f"{self._url} serves no model."
             raise ParleyError(msg)
-        return names[0]
+        if wanted is not None and wanted not in names:
+            msg = f"{self._url} serves no model {wanted}; it serves {', '.join(names)}."
+            raise ModelNotFound(msg)
+        return wanted or names[0]
 
     def create_conversation(self, items: Sequence[Said]) -> str:
         """Create a stored conversation that begins with these items and return its id."""
@@ -137,6 +145,13 @@ class ChatClient:
                 if not page["has_more"]:
                     return said
                 after = {"after": page["last_id"]}
+
+    def account(self, request: str) -> dict[str, Any]:
+        """Return where the time of a request went, by its reply's id or its `x-request-id`."""
+        found = self._call("GET", f"/v1/requests/{quote(request, safe='')}/account")
+        with self._understood():
+            read_account(found)
+        return found
 
     def respond(
         self, model: str, conversation: str, items: Sequence[Said], parameters: Mapping[str, object]

@@ -31,15 +31,18 @@ class ChatSession:
     Args:
         client: the server.
         conversation: id of a stored conversation to go on with.
+        model: name of the model; None takes the first one that is served.
 
     Attributes:
         conversation: id of the stored conversation, or None before anything was said.
         parameters: further fields of each request, such as temperature.
     """
 
-    def __init__(self, client: ChatClient, conversation: str | None = None) -> None:
+    def __init__(
+        self, client: ChatClient, conversation: str | None = None, model: str | None = None
+    ) -> None:
         self._client = client
-        self._model = client.model()
+        self._model = client.model(model)
         self._carried: list[Said] = []
         self._unfinished: str | None = None  # what was said last, until its reply is whole
         self._heard: list[str] = []  # of that reply

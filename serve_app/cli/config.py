@@ -41,22 +41,33 @@ def show(
         for key, field in type(section).model_fields.items():
             _echo_comment(field.description or "")
             changed = values[key] != defaults[name].model_dump(mode="json")[key]
-            typer.echo(f"  {_entry(key, values[key])}{'  # not the default' if changed else ''}")
+            first, *rest = _entry(key, values[key]).splitlines()
+            typer.echo(f"  {first}{'  # not the default' if changed else ''}")
+            for line in rest:
+                typer.echo(f"  {line}")
 
 
 @config_app.command()
 def check(
     file: Annotated[Path, typer.Argument(help="A deploy file, as `serve deploy` takes it.")],
 ) -> None:
-    """Check a deploy file strictly: every fault with its line."""
+    """Check a deploy file strictly, and that its models and engines are here: every fault with its line."""
     from serve_app.cluster.deploy_file import load_deployment
+    from serve_app.cluster.deploy_resources import require_resources
 
     deployment = load_deployment(file)
-    model = deployment.settings.model
+    notes = require_resources(deployment)
+    served = []
+    for model in deployment.models:
+        own = model.settings.model
+        precisions = " and ".join(pool.settings.model.precision for pool in model.pools)
+        served.append(f"{f'{own.name}: ' if own.name else ''}{own.source} ({precisions})")
     say(
-        f"{file} is fine: it serves {model.source} ({model.precision}) at {deployment.url} "
+        f"{file} is fine: it serves {', '.join(served)} at {deployment.url} "
         f"and needs up to {deployment.cpus} of Ray's CPUs."
     )
+    for note in notes:
+        say(note, "yellow")
 
 
 def _echo_comment(text: str) -> None:

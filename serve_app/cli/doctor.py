@@ -48,11 +48,11 @@ def doctor(
             )
         show_table(table)
         if seen.can_serve and seen.plan is not None:
-            plan = seen.plan
-            say(
-                f"This machine can serve {plan.source}: {plan.precision} in the {plan.form} form, "
-                f"computed by {plan.backend}."
-            )
+            for plan in (seen.plan, *seen.further):
+                say(
+                    f"This machine can serve {plan.source}: {plan.precision} in the {plan.form} form, "
+                    f"computed by {plan.backend}."
+                )
     if not seen.can_serve:
         if not as_json:
             say("This machine can't serve it as it is.", "red")

@@ -130,7 +130,9 @@ def _serve(home: Path, state: RunState, interrupts: Interrupts) -> None:
 
 
 def _tell(state: RunState, seconds: float) -> None:
-    say(f"\n{state.model} is served at {state.url} (ready after {seconds:.1f} s).", "bold")
+    *others, last = state.model, *state.further_models
+    what = f"{', '.join(others)} and {last} are" if others else f"{last} is"
+    say(f"\n{what} served at {state.url} (ready after {seconds:.1f} s).", "bold")
     say("Talk to it: parley chat")
     say(
         f"or: curl {state.url}/v1/chat/completions -H 'content-type: application/json' "

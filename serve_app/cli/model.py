@@ -16,6 +16,7 @@ from serve_app.models.engine_build.options import BuildOptions, HardwareCompatib
 from serve_app.settings import FormName, PrecisionName, Settings, parley_home
 
 if TYPE_CHECKING:
+    from serve_app.cluster.deploy_file import Deployment
     from serve_app.models.store import ModelStore, PreparedModel
 
 __all__ = ["model_app"]
@@ -143,8 +144,8 @@ def build(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="Name, folder or path of a prepared model in the standard form; else the model of "
-            "the settings, prepared first."
+            help="Name, folder or path of a prepared model in the standard form; else every one that the "
+            "deploy file has a GPU compute, prepared first."
         ),
     ] = None,
     *,
@@ -195,7 +196,7 @@ def build(
     from serve_app.models.engine_build.machine import open_machine
     from serve_app.models.engine_build.model_engine import build_model_engine
 
-    settings = load_deployment(config).settings
+    deployment = load_deployment(config)
     options = BuildOptions(
         workspace_bytes=workspace_mb and workspace_mb << 20,
         optimization_level=optimization_level,
@@ -206,21 +207,23 @@ def build(
         tf32=tf32,
     )
     machine = open_machine()
-    with ConsoleSteps() as steps:
-        model = _store().find(name) if name is not None else _standard_model(settings, steps)
-        steps.begin(f"Building the engine of {model.manifest.name} for {machine.gpu.name}")
-        engine = build_model_engine(
-            model,
-            machine,
-            slots=slots or settings.generator.slots,
-            prefill_chunk=prefill_chunk
-            or min(settings.generator.prefill_chunk, model.manifest.context_length),
-            options=options,
-            store=store or settings.model.engines,
-            rebuild=rebuild,
-            progress=steps.update,
-        )
-    say(f"The engine of {engine.manifest.model} is in {engine.path}.")
+    wanted = [deployment.settings] if name is not None else _on_gpus(deployment)
+    for settings in wanted:
+        with ConsoleSteps() as steps:
+            model = _store().find(name) if name is not None else _standard_model(settings, steps)
+            steps.begin(f"Building the engine of {model.manifest.name} for {machine.gpu.name}")
+            engine = build_model_engine(
+                model,
+                machine,
+                slots=slots or settings.generator.slots,
+                prefill_chunk=prefill_chunk
+                or min(settings.generator.prefill_chunk, model.manifest.context_length),
+                options=options,
+                store=store or settings.model.engines,
+                rebuild=rebuild,
+                progress=steps.update,
+            )
+        say(f"The engine of {engine.manifest.model} is in {engine.path}.")
 
 
 @model_app.command()
@@ -277,6 +280,14 @@ def _store() -> ModelStore:
     return ModelStore(parley_home())
 
 
+def _on_gpus(deployment: Deployment) -> list[Settings]:
+    """Return the settings of the pools that a GPU computes; the first model's where none does."""
+    from serve_app.routing.serving import chosen_backend
+
+    pools = [pool.settings for model in deployment.models for pool in model.pools]
+    return [its for its in pools if chosen_backend(its) == "tensorrt"] or [deployment.settings]
+
+
 def _standard_model(settings: Settings, steps: ConsoleSteps) -> PreparedModel:
     wanted = settings.model
     steps.begin(f"Preparing {wanted.source} ({wanted.precision}, standard)")
@@ -293,7 +304,7 @@ def _refuse_served(folder: Path) -> None:
     from serve_app.cluster.status import serving
 
     run = serving(parley_home())
-    if run is not None and run.model_folder == str(folder):
+    if run is not None and str(folder) in (run.model_folder, *run.further_folders):
         msg = (
             f"{folder.name} is being served at {run.url}. End that with `parley down` first, or "
             "remove it with --force: then replicas that start later must prepare it again."

@@ -48,7 +48,10 @@ def _show(seen: ClusterStatus) -> None:
         ("phase", f"{seen.phase} since {since}"),
         ("HTTP", seen.url),
         ("ready", "yes" if seen.ready else "no"),
-        ("model", seen.model),
+        (
+            "models" if seen.further_models else "model",
+            ", ".join((seen.model, *seen.further_models)),
+        ),
         ("Redis", seen.redis),
         ("processes", f"{seen.processes}, {seen.memory_bytes / 1e6:.0f} MB resident"),
         ("deploy file", seen.deploy_file),

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import ipaddress
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
+from serve_app.cluster.deploy_checks import APPLICATION, deploy_faults, position_of
 from serve_app.errors import ConfigError
+from serve_app.routing.pools import Served, served_models
 from serve_app.settings import Settings, deploy_folder, parley_home
 from serve_app.state.keys import KeyRing
-from serve_app.yaml_lines import Fault, KeyPath, YamlFile, as_sentence, read_yaml, unknown_key
+from serve_app.yaml_lines import Fault, YamlFile, as_sentence, read_yaml
 
 __all__ = [
     "APPLICATION",
@@ -29,9 +30,6 @@ __all__ = [
     "without_inherited",
 ]
 
-APPLICATION = "parley"
-_IMPORT_PATH = "serve_app.app:build"
-_DEPLOYMENTS = ("Ingress", "Dialogue", "Tokenizer", "Generator")
 _SERVE_HOST = "0.0.0.0"  # noqa: S104 - Serve's own default, which we refuse
 _SERVE_PORT = 8000
 
@@ -80,6 +78,11 @@ class Deployment:
     cpus: int
 
     @property
+    def models(self) -> tuple[Served, ...]:
+        """What is served."""
+        return served_models(self.settings)
+
+    @property
     def url(self) -> str:
         """URL for a client on this machine."""
         host = "127.0.0.1" if self.host == _SERVE_HOST else self.host
@@ -98,7 +101,7 @@ def read_deploy_file(file: Path) -> YamlFile:
         ConfigError: naming file, line and key of everything that is wrong.
     """
     source = read_yaml(file)
-    if faults := [*source.repeated, *_faults(source.data)]:
+    if faults := [*source.repeated, *deploy_faults(source.data)]:
         raise source.refusal(faults)
     return source
 
@@ -116,7 +119,7 @@ def load_deployment(file: Path | None = None, overrides: Overrides | None = None
     source = read_deploy_file(file or default_deploy_file())
     overrides = overrides or Overrides()
     config = copy.deepcopy(source.data)
-    position = _position(config)
+    position = position_of(config)
     application = config["applications"][position]
     settings = _settings(application.get("args") or {}, overrides)
     http = config.setdefault("http_options", {})
@@ -133,7 +136,11 @@ def load_deployment(file: Path | None = None, overrides: Overrides | None = None
     application["args"] = settings.model_dump(
         mode="json", exclude={"redis": {"url"}, "encryption": {"keys"}}
     )
-    _share_cores(application)
+    models = served_models(settings)
+    for model in models:  # Ray reserves a CPU for what the file doesn't mention
+        for name in (model.tokenizer, *(pool.deployment for pool in model.pools)):
+            _deployment(application, name)
+    _share_cores(application, models)
     return Deployment(
         source.file, config, settings, host, port, math.ceil(_cpus(config["applications"]))
     )
@@ -163,127 +170,6 @@ def without_inherited(config: dict[str, Any], environment: Mapping[str, str]) ->
     return config
 
 
-def _faults(data: dict[str, Any]) -> Iterator[Fault]:
-    # Ray takes a second to import, and most commands need none of it.
-    from ray.serve.config import AutoscalingConfig
-    from ray.serve.schema import ServeDeploySchema
-
-    unknown = list(_unknown_keys(ServeDeploySchema, data, ()))
-    yield from unknown
-    try:
-        ServeDeploySchema.model_validate(copy.deepcopy(data))
-    except ValidationError as error:
-        for found in error.errors(include_url=False, include_input=False):
-            yield Fault(tuple(found["loc"]), as_sentence(found["msg"]))
-        return  # what follows relies on the shape
-    position = _position(data)
-    if position is None:
-        yield Fault(("applications",), f"no application is named `{APPLICATION}`.")
-        return
-    application = data["applications"][position]
-    path: KeyPath = ("applications", position)
-    yield from _args_faults(application.get("args") or {}, (*path, "args"))
-    for place, deployment in enumerate(application.get("deployments", [])):
-        here = (*path, "deployments", place)
-        if application["import_path"] == _IMPORT_PATH and deployment["name"] not in _DEPLOYMENTS:
-            known = ", ".join(_DEPLOYMENTS)
-            yield Fault((*here, "name"), f"no deployment of that name; there are {known}.")
-        # Serve's schema takes any mapping here and fails only while deploying.
-        if scaling := deployment.get("autoscaling_config"):
-            try:
-                AutoscalingConfig.model_validate(scaling)
-            except ValidationError as error:
-                for found in error.errors(include_url=False, include_input=False):
-                    yield Fault(
-                        (*here, "autoscaling_config", *found["loc"]), as_sentence(found["msg"])
-                    )
-            else:
-                yield from _policy_faults(scaling, (*here, "autoscaling_config", "policy"))
-
-
-def _policy_faults(scaling: dict[str, Any], path: KeyPath) -> Iterator[Fault]:
-    """Check what our own policy is given: Serve would find out in its controller, while deploying."""
-    from serve_app.routing.autoscaling import ScaleByWork
-
-    policy = scaling.get("policy") or {}
-    if policy.get("policy_function") != f"{ScaleByWork.__module__}:{ScaleByWork.__name__}":
-        return
-    known = list(inspect.signature(ScaleByWork).parameters)
-    for name, value in (policy.get("policy_kwargs") or {}).items():
-        here = (*path, "policy_kwargs", name)
-        if name not in known:
-            yield Fault(here, unknown_key(str(name), known))
-        elif not isinstance(value, int | float):
-            yield Fault(here, "must be a number.")
-        else:
-            try:
-                ScaleByWork(**{name: value})
-            except ConfigError as error:
-                yield Fault(here, error.message)
-
-
-def _args_faults(args: dict[str, Any], path: KeyPath) -> Iterator[Fault]:
-    """Check each section by itself, without the environment, so that a fault has a line."""
-    for name, values in args.items():
-        field = Settings.model_fields.get(name)
-        if field is None:
-            yield Fault((*path, name), unknown_key(name, Settings.model_fields))
-            continue
-        section = field.annotation
-        if not isinstance(section, type) or not issubclass(section, BaseModel):
-            continue
-        try:
-            section.model_validate(values)
-        except ValidationError as error:
-            for found in error.errors(include_url=False, include_input=False):
-                if found["type"] == "extra_forbidden":
-                    message = unknown_key(str(found["loc"][-1]), section.model_fields)
-                else:
-                    message = as_sentence(found["msg"])
-                yield Fault((*path, name, *found["loc"]), message)
-    if "url" in (args.get("redis") or {}):
-        yield Fault(
-            (*path, "redis", "url"),
-            "a password doesn't belong in this file; put the URL into PARLEY_REDIS_URL.",
-        )
-    if "keys" in (args.get("encryption") or {}):
-        yield Fault(
-            (*path, "encryption", "keys"),
-            "a secret doesn't belong in this file; put the keys into PARLEY_ENCRYPTION_KEYS.",
-        )
-
-
-def _unknown_keys(model: type[BaseModel], value: object, path: KeyPath) -> Iterator[Fault]:
-    """Find keys that Serve's schemas would let pass or take for something else."""
-    if not isinstance(value, dict):
-        return
-    for key, inner in value.items():
-        field = model.model_fields.get(key)
-        if field is None:
-            if model.model_config.get("extra") != "forbid":
-                yield Fault((*path, key), unknown_key(str(key), model.model_fields))
-            continue
-        for nested in _models_in(field.annotation):
-            items = enumerate(inner) if isinstance(inner, list) else [(None, inner)]
-            for position, item in items:
-                here = (*path, key) if position is None else (*path, key, position)
-                yield from _unknown_keys(nested, item, here)
-
-
-def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)
-
-
-def _position(data: dict[str, Any]) -> int | None:
-    for position, application in enumerate(data["applications"]):
-        if application.get("name") == APPLICATION:
-            return position
-    return None
-
-
 def _settings(args: dict[str, Any], overrides: Overrides) -> Settings:
     above = {
         ("model", "source"): overrides.model,
@@ -295,12 +181,19 @@ def _settings(args: dict[str, Any], overrides: Overrides) -> Settings:
     for (section, key), value in above.items():
         if value is not None:
             tree[section][key] = value
-    source = tree["model"]["source"]
-    if os.sep in source or source.startswith(("~", ".")):
-        # Replicas run in another folder.
-        local = Path(source).expanduser().absolute()
-        tree["model"]["source"] = str(local) if local.exists() else source
-    return _without_environment(tree)
+    for model in (tree["model"], *tree["models"]["also"].values()):
+        model["source"] = _absolute(model["source"])
+    settings = _without_environment(tree)
+    served_models(settings)  # refuses what doesn't go together
+    return settings
+
+
+def _absolute(source: str) -> str:
+    """Return a model's source as replicas find it, which run in another folder."""
+    if not (os.sep in source or source.startswith(("~", "."))):
+        return source
+    local = Path(source).expanduser().absolute()
+    return str(local) if local.exists() else source
 
 
 def _without_environment(tree: dict[str, Any]) -> Settings:
@@ -379,11 +272,16 @@ def _replicas(deployment: dict[str, Any]) -> tuple[int, int]:
     return scaling.get("min_replicas", 1), scaling.get("max_replicas", 1)
 
 
-def _share_cores(application: dict[str, Any]) -> None:
-    """Give each generator replica its share of the cores where the file leaves that open."""
+def _share_cores(application: dict[str, Any], models: tuple[Served, ...]) -> None:
+    """Give each generator replica on a CPU its share of the cores where the file leaves that open."""
     generator = application["args"]["generator"]
     if generator["threads"] == 0:
-        least, _ = _replicas(_deployment(application, "Generator"))
+        least = 0
+        for model in models:
+            for pool in model.pools:
+                deployment = _deployment(application, pool.deployment)
+                if not (deployment.get("ray_actor_options") or {}).get("num_gpus"):
+                    least += _replicas(deployment)[0]
         generator["threads"] = max(1, _cores() // max(1, least))
 
 

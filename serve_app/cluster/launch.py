@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import psutil
@@ -24,10 +24,12 @@ from serve_app.cluster.steps import Steps
 from serve_app.cluster.teardown import end_run
 from serve_app.errors import ConfigError
 from serve_app.models.store import PreparedModel
+from serve_app.routing.pools import Pool
 from serve_app.routing.serving import prepare_served, require_engine, require_servable
-from serve_app.state.connection import RedisPool
+from serve_app.state.connection import RedisPool, named_url
 from serve_app.state.sealing import key_file, open_seal
 from serve_app.state.server import RedisServer, find_redis_server
+from serve_app.telemetry.tracing import require_exporter
 
 __all__ = ["follow", "start"]
 
@@ -41,7 +43,7 @@ _LOST_AFTER = 5
 def start(
     home: Path, deployment: Deployment, guard: Guard, starter: RayStarter, steps: Steps
 ) -> RunState:
-    """Prepare the model, start Redis and Ray, deploy, and wait until requests are served.
+    """Prepare the models, start Redis and Ray, deploy, and wait until requests are served.
 
     Args:
         home: PARLEY_HOME.
@@ -54,14 +56,19 @@ def start(
         The state of the run.
 
     Raises:
-        ConfigError: nothing serves the model's form, something runs here already, a port is busy, or
+        ConfigError: nothing serves the model's form, nothing sends traces, something runs here already, a port is busy, or
             a part does not start.
         ModelError: the model can't be had or prepared.
         TensorRTEngineError: it is to run on a GPU, and has no engine for that.
         StateUnavailable: Redis does not start.
         OSError: the disk is full or a folder can't be written.
     """
-    machine = require_servable(deployment.settings)
+    machines = {
+        pool.deployment: require_servable(pool.settings)
+        for model in deployment.models
+        for pool in model.pools
+    }
+    require_exporter(deployment.settings.telemetry)
     folder = RunFolder(home)
     with folder.locked():
         folder.create()
@@ -69,9 +76,13 @@ def start(
         _require_address(deployment)
         _require_redis(deployment)
         _require_keys(home, deployment, steps)
-        model = _prepare_model(home, deployment, steps)
-        if machine is not None:
-            require_engine(model, machine, deployment.settings)
+        models = _prepare_models(home, deployment, steps)
+        for prepared in models:
+            machine = machines[prepared.pool.deployment]
+            if machine is not None:
+                require_engine(prepared.model, machine, prepared.pool.settings)
+        names = _names(deployment, models)
+        folders = tuple(dict.fromkeys(str(prepared.model.path) for prepared in models))
         work_folder = folder.work_folder()
         _require_room(home, work_folder)
         folder.clear_sessions(work_folder)
@@ -87,10 +98,16 @@ def start(
             url=deployment.url,
             dashboard=head.dashboard,
             deploy_file=str(deployment.file.absolute()),
-            model=deployment.settings.model.name or model.manifest.name,
-            model_folder=str(model.path),
-            own_redis=deployment.settings.redis.url is None,
-            drain_timeout_s=deployment.settings.generator.drain_timeout_s,
+            model=names[0],
+            further_models=names[1:],
+            model_folder=folders[0],
+            further_folders=folders[1:],
+            own_redis=named_url(deployment.settings.redis) is None,
+            drain_timeout_s=max(
+                pool.settings.generator.drain_timeout_s
+                for model in deployment.models
+                for pool in model.pools
+            ),
         )
         folder.save(state)
         try:
@@ -115,6 +132,7 @@ def follow(home: Path, state: RunState, steps: Steps) -> None:
     """
     folder = RunFolder(home)
     redis = RedisKeeper(folder, steps) if state.own_redis else None
+    wait = time.sleep if redis is None else redis.wait
     seen: dict[str, str] = {}
     unanswered = 0
     with ServeApi(state.dashboard, folder.token()) as api:
@@ -143,7 +161,7 @@ def follow(home: Path, state: RunState, steps: Steps) -> None:
                 if seen.get(name, line) != line:
                     steps.note(line)
                 seen[name] = line
-            time.sleep(_FOLLOW_S)
+            wait(_FOLLOW_S)
 
 
 def _require_room(*folders: Path) -> None:
@@ -184,10 +202,11 @@ def _require_address(deployment: Deployment) -> None:
 def _require_redis(deployment: Deployment) -> None:
     # Preparing the model takes a while, and Ray as long again, which would both be in vain.
     settings = deployment.settings.redis
-    if settings.url is None:
+    url = named_url(settings)
+    if url is None:
         find_redis_server()
     else:
-        RedisPool(settings.url, settings)
+        RedisPool(url, settings)
 
 
 def _require_keys(home: Path, deployment: Deployment, steps: Steps) -> None:
@@ -201,9 +220,39 @@ def _require_keys(home: Path, deployment: Deployment, steps: Steps) -> None:
     open_seal(settings, home)
 
 
-def _prepare_model(home: Path, deployment: Deployment, steps: Steps) -> PreparedModel:
-    steps.begin(f"Preparing the model ({deployment.settings.model.precision})")
-    return prepare_served(home, deployment.settings, steps.update)
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What one pool computes with."""
+
+    pool: Pool
+    model: PreparedModel
+
+
+def _prepare_models(home: Path, deployment: Deployment, steps: Steps) -> list[_Prepared]:
+    prepared = []
+    for model in deployment.models:
+        for pool in model.pools:
+            what = pool.settings.model
+            name = f" {model.key}" if model.key else ""
+            steps.begin(f"Preparing the model{name} ({what.precision})")
+            prepared.append(_Prepared(pool, prepare_served(home, pool.settings, steps.update)))
+    return prepared
+
+
+def _names(deployment: Deployment, prepared: list[_Prepared]) -> tuple[str, ...]:
+    """Return the names that clients use, the first model's first.
+
+    Raises:
+        ConfigError: two models have one name.
+    """
+    own = {each.pool.deployment: each.model.manifest.name for each in prepared}
+    names = tuple(
+        model.settings.model.name or own[model.pools[0].deployment] for model in deployment.models
+    )
+    if len(set(names)) < len(names):
+        msg = f"Two models have one name ({', '.join(names)}): set model.name, or a name in models.also."
+        raise ConfigError(msg)
+    return names
 
 
 def _bring_up(
@@ -214,7 +263,7 @@ def _bring_up(
     state: RunState,
     steps: Steps,
 ) -> None:
-    url = deployment.settings.redis.url
+    url = named_url(deployment.settings.redis)
     if url is None:
         steps.begin("Starting Redis")
         url = RedisServer(folder.home).start()

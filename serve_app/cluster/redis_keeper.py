@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
 import time
 from contextlib import suppress
@@ -56,6 +58,22 @@ class RedisKeeper:
                 self._steps.note("Redis is back.")
                 self._pause_s = self._next_try = 0.0
                 self._folder.redis_trouble.unlink(missing_ok=True)
+
+    def wait(self, seconds: float) -> None:
+        """Wait for some seconds, or until Redis dies."""
+        if self._pause_s:
+            time.sleep(seconds)  # it is dead, and that is known
+            return
+        try:
+            if (pid := self._redis.pid) is None:
+                return
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            select.select([descriptor], [], [], seconds)
+        finally:
+            os.close(descriptor)
 
     def _put_off(self, reason: str) -> None:
         self._pause_s = min(max(2 * self._pause_s, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)

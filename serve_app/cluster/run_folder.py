@@ -45,8 +45,10 @@ class RunState(BaseModel):
         url: where HTTP is served.
         dashboard: URL of Ray's dashboard and REST interface.
         deploy_file: the file it was started from.
-        model: name of the model that it serves.
-        model_folder: where that model lies; "" in the state of a run that didn't say.
+        model: name of the model that it serves, the first of them.
+        further_models: names of the others.
+        model_folder: where the first model lies; "" in the state of a run that didn't say.
+        further_folders: where the others lie, and other pools' forms of all.
         own_redis: whether the Redis in PARLEY_HOME belongs to it.
         drain_timeout_s: how long running replies may take to end when it is told to.
     """
@@ -63,7 +65,9 @@ class RunState(BaseModel):
     dashboard: str
     deploy_file: str
     model: str
+    further_models: tuple[str, ...] = ()
     model_folder: str = ""
+    further_folders: tuple[str, ...] = ()
     own_redis: bool
     drain_timeout_s: float = GeneratorSettings().drain_timeout_s
 

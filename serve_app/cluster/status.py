@@ -21,6 +21,18 @@ __all__ = ["ClusterStatus", "DeploymentStatus", "look", "serving"]
 
 _TIMEOUT_S = 5.0
 _METRIC_PREFIX = "parley_"
+# What a process takes of the machine is in the processes' row; the rest is for graphs.
+_LOAD = frozenset(
+    f"{_METRIC_PREFIX}{name}"
+    for name in (
+        "kv_cache_tokens",
+        "num_requests_running",
+        "num_requests_waiting",
+        "queued_prompt_tokens",
+        "requests_in_progress",
+        "slots",
+    )
+)
 _REFUSED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
 _OWN_UP = "own, up"
 _OWN_DOWN = "own, down"
@@ -33,7 +45,7 @@ class DeploymentStatus:
     """One deployment.
 
     Attributes:
-        name: Ingress, Dialogue, Tokenizer or Generator.
+        name: Ingress, Dialogue, Tokenizer or Generator, with a model's or a pool's key behind it.
         status: Serve's word for it, such as HEALTHY or UPDATING.
         running: replicas that serve.
         target: replicas that there should be.
@@ -58,7 +70,8 @@ class ClusterStatus:
             gone.
         url: where HTTP is served.
         dashboard: Ray's dashboard.
-        model: name of the served model.
+        model: name of the served model, the first of them.
+        further_models: names of the others.
         deploy_file: the file it was started from.
         logs: folder of the logs.
         began: when the run began, Unix seconds.
@@ -68,7 +81,7 @@ class ClusterStatus:
         ready: whether `GET /ready` says that requests are served.
         parts: what it says about the parts.
         deployments: in Serve's order.
-        load: gauges of `GET /metrics`, summed over their labels.
+        load: gauges of `GET /metrics` that tell it, summed over their labels.
         load_refused: why the load may not be seen, if so; all may be well nevertheless.
         problems: sentences about what is amiss or could not be learnt.
     """
@@ -77,6 +90,7 @@ class ClusterStatus:
     url: str = ""
     dashboard: str = ""
     model: str = ""
+    further_models: tuple[str, ...] = ()
     deploy_file: str = ""
     logs: str = ""
     began: float = 0.0
@@ -123,6 +137,7 @@ def look(home: Path, api_key: str | None = None) -> ClusterStatus:
         url=state.url,
         dashboard=state.dashboard,
         model=state.model,
+        further_models=state.further_models,
         deploy_file=state.deploy_file,
         logs=str(folder.logs),
         began=state.began,
@@ -222,6 +237,6 @@ def _load(url: str, api_key: str | None, problems: list[str]) -> tuple[dict[str,
     load = {
         family.name.removeprefix(_METRIC_PREFIX): sum(sample.value for sample in family.samples)
         for family in families
-        if family.type == "gauge" and family.name.startswith(_METRIC_PREFIX)
+        if family.type == "gauge" and family.name in _LOAD
     }
     return load, ""

@@ -96,12 +96,12 @@ def _drain(folder: RunFolder, state: RunState, steps: Steps) -> None:
 
 def _requests_in_progress(folder: RunFolder) -> int:
     # The replicas' own figures, read where they write them: HTTP may ask for a key.
-    from serve_app.telemetry.process_metrics import exposition
+    from serve_app.telemetry.process_metrics import exposition, metrics_folder
 
     if not folder.metrics.is_dir():
         return 0
     name = "parley_requests_in_progress "
-    lines = exposition(folder.metrics).decode().splitlines()
+    lines = exposition(metrics_folder(folder.home)).decode().splitlines()
     return sum(int(float(line.removeprefix(name))) for line in lines if line.startswith(name))
 
 

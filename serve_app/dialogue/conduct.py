@@ -14,6 +14,7 @@ from serve_app.dialogue.policy.decision import NO_RULE, Decision, take_turn
 from serve_app.dialogue.policy.state import DialogueState
 from serve_app.errors import InvalidRequest
 from serve_app.messages.tokenization import Message
+from serve_app.telemetry import ledger
 
 __all__ = ["Conduct", "check_limits", "conduct_turn"]
 
@@ -106,10 +107,12 @@ def conduct_turn(
     check_limits(persona, state, said)
     if not said:
         return Conduct(persona, _NOTHING_SAID, state, None)
-    understanding = running.understander.understand(
-        said[-1], today=today, expected_language=state.language or persona.language
-    )
-    decision, after = take_turn(state, understanding, persona, today=today)
+    with ledger.stage("understand"):
+        understanding = running.understander.understand(
+            said[-1], today=today, expected_language=state.language or persona.language
+        )
+    with ledger.stage("decide"):
+        decision, after = take_turn(state, understanding, persona, today=today)
     return Conduct(persona, decision, after, understanding)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.dialogue.manager import DialogueManager
+from serve_app.dialogue.manager import DialogueManager, ModelReader, count_from_zero
 from serve_app.dialogue.nlu.intent_store import IntentStore
 from serve_app.dialogue.personas.catalog import PersonaCatalog
 from serve_app.dialogue.personas.running import RunningPersonas
@@ -13,12 +15,17 @@ from serve_app.errors import StateUnavailable
 from serve_app.messages.dialogue import CommitTurn, PersonaView, PlanTurn, SummaryPlan, TurnPlan
 from serve_app.messages.tokenization import ChatEncoding, Message
 from serve_app.routing.listening import listen_on_node_address
+from serve_app.routing.observing import observe_replica
+from serve_app.routing.pools import FIRST, Served, served_models
 from serve_app.routing.remote_call import answer_of
 from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import Settings, parley_home
+from serve_app.state.call_metrics import CallMetrics
 from serve_app.state.connection import RedisPool
 from serve_app.state.conversations import ConversationStore
 from serve_app.state.sealing import open_seal
+from serve_app.telemetry.account import Spent
+from serve_app.telemetry.origin import Origin, current, within
 
 __all__ = ["Dialogue"]
 
@@ -31,13 +38,15 @@ class _RemoteTokenizer:
 
     async def encode_chat(self, messages: tuple[Message, ...]) -> ChatEncoding:
         encoding: ChatEncoding = await answer_of(
-            lambda: self._handle.encode_chat.remote(messages), timeout_s=TOKENIZER_TIMEOUT_S
+            lambda: self._handle.encode_chat.remote(messages, origin=current()),
+            timeout_s=TOKENIZER_TIMEOUT_S,
         )
         return encoding
 
     async def count(self, texts: tuple[str, ...]) -> tuple[int, ...]:
         counts: tuple[int, ...] = await answer_of(
-            lambda: self._handle.count.remote(texts), timeout_s=TOKENIZER_TIMEOUT_S
+            lambda: self._handle.count.remote(texts, origin=current()),
+            timeout_s=TOKENIZER_TIMEOUT_S,
         )
         return counts
 
@@ -46,9 +55,16 @@ class _RemoteTokenizer:
 class Dialogue:
     """Plans and commits turns."""
 
-    def __init__(self, settings: Settings, tokenizer: DeploymentHandle) -> None:
+    def __init__(self, settings: Settings, tokenizers: Mapping[str, DeploymentHandle]) -> None:
         listen_on_node_address()
-        self._redis = RedisPool.open(settings.redis, parley_home())
+        count_from_zero()
+        observe_replica("Dialogue", settings)
+        readers = {
+            model.key: ModelReader(_RemoteTokenizer(tokenizers[model.key]), _context(model))
+            for model in served_models(settings)
+        }
+        first = readers.pop(FIRST)
+        self._redis = RedisPool.open(settings.redis, parley_home(), CallMetrics())
         personas = RunningPersonas(
             PersonaCatalog.of(settings.dialogue), IntentStore(parley_home() / "personas")
         )
@@ -63,9 +79,10 @@ class Dialogue:
                 max_items=settings.dialogue.max_items,
                 seal=open_seal(settings.encryption, parley_home()),
             ),
-            _RemoteTokenizer(tokenizer),
+            first.tokenizer,
             settings.dialogue,
-            context_length=tokenizer_info(served_model(settings), settings).context_length,
+            context_length=first.context_length,
+            further=readers,
             personas=personas,
         )
 
@@ -73,17 +90,20 @@ class Dialogue:
         """See `DialogueManager.plan`."""
         return await self._manager.plan(turn)
 
-    async def commit(self, turn: CommitTurn) -> None:
+    async def commit(self, turn: CommitTurn) -> Spent:
         """See `DialogueManager.commit`."""
-        await self._manager.commit(turn)
+        return await self._manager.commit(turn)
 
     async def persona(self, name: str | None) -> PersonaView:
         """See `DialogueManager.persona`."""
         return await self._manager.persona(name)
 
-    async def plan_summary(self, tenant: str, conversation: str, item: str) -> SummaryPlan | None:
+    async def plan_summary(
+        self, tenant: str, conversation: str, item: str, model: str = FIRST
+    ) -> SummaryPlan | None:
         """See `DialogueManager.plan_summary`."""
-        return await self._manager.plan_summary(tenant, conversation, item)
+        with within(Origin(conversation=conversation, tenant=tenant)):
+            return await self._manager.plan_summary(tenant, conversation, item, model)
 
     async def state_reachable(self) -> bool:
         """Whether Redis answers."""
@@ -99,3 +119,8 @@ class Dialogue:
         A Redis that is away is no reason to replace it: it still serves turns without a conversation.
         """
         await self._redis.check()
+
+
+def _context(model: Served) -> int:
+    info = tokenizer_info(served_model(model.settings), model.settings, max_len=model.max_len)
+    return info.context_length

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from hashlib import blake2b
+from typing import get_args
 
 from serve_app.dialogue.conduct import Conduct, conduct_turn
 from serve_app.dialogue.memory.facts import find_facts
 from serve_app.dialogue.memory.summary import summary_request
 from serve_app.dialogue.persona_planner import PersonaPlanner, PersonaPrompt
 from serve_app.dialogue.personas.running import RunningPersona, RunningPersonas
-from serve_app.dialogue.personas.schema import text_in
+from serve_app.dialogue.personas.schema import Action, text_in
 from serve_app.dialogue.planner import Budget, fit, leading, plan
-from serve_app.dialogue.tokenizer_port import TokenizerPort
-from serve_app.errors import PersonaNotFound
+from serve_app.dialogue.tokenizer_port import AccountedTokenizer, TokenizerPort
+from serve_app.errors import Overloaded, PersonaNotFound
 from serve_app.messages.dialogue import (
     NOBODY,
     CommitTurn,
@@ -32,8 +34,34 @@ from serve_app.state.conversations import ConversationStore
 from serve_app.state.profiles import NewFact
 from serve_app.state.records import StoredItem
 from serve_app.state.turns import BegunTurn
+from serve_app.telemetry import ledger, metrics, tracing
+from serve_app.telemetry.account import Spent
+from serve_app.telemetry.origin import origin_of, within
 
-__all__ = ["DialogueManager"]
+__all__ = ["DialogueManager", "ModelReader", "count_from_zero"]
+
+logger = logging.getLogger(__name__)
+
+
+def count_from_zero() -> None:
+    """Make the counters of every outcome exist before the first turn."""
+    for outcome in ("generated", "fixed_words"):
+        metrics.TURNS.labels(outcome)
+    for action in get_args(Action):
+        metrics.TURN_ACTIONS.labels(action)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReader:
+    """How a model reads what is said.
+
+    Attributes:
+        tokenizer: encodes it.
+        context_length: most tokens of a prompt and its reply.
+    """
+
+    tokenizer: TokenizerPort
+    context_length: int
 
 
 class DialogueManager:
@@ -44,9 +72,10 @@ class DialogueManager:
 
     Args:
         store: where conversations are kept.
-        tokenizer: encodes them.
+        tokenizer: encodes them for the first model.
         settings: persona and budgets.
-        context_length: most tokens of a prompt and its reply.
+        context_length: most tokens of a prompt and its reply of the first model.
+        further: how further models read, by their keys.
         personas: who can answer; None has nobody but the model itself.
         today: the users' day.
     """
@@ -58,16 +87,23 @@ class DialogueManager:
         settings: DialogueSettings,
         *,
         context_length: int,
+        further: Mapping[str, ModelReader] | None = None,
         personas: RunningPersonas | None = None,
         today: Callable[[], date] = date.today,
     ) -> None:
         self._store = store
-        self._tokenizer = tokenizer
         self._settings = settings
-        self._context_length = context_length
         self._personas = personas
         self._today = today
-        self._persona_planner = PersonaPlanner(tokenizer, settings, context_length=context_length)
+        first = ModelReader(tokenizer, context_length)
+        self._readers = {
+            key: ModelReader(AccountedTokenizer(reader.tokenizer), reader.context_length)
+            for key, reader in {"": first, **(further or {})}.items()
+        }
+        self._persona_planners = {
+            key: PersonaPlanner(reader.tokenizer, settings, context_length=reader.context_length)
+            for key, reader in self._readers.items()
+        }
 
     async def persona(self, name: str | None) -> PersonaView:
         """Return what is to be known of a persona where a conversation with it begins.
@@ -92,14 +128,33 @@ class DialogueManager:
         )
 
     async def plan(self, turn: PlanTurn) -> TurnPlan:
-        """Return the prompt of a turn, within the context.
+        """Return the prompt of a turn, within the context, and the time that this took.
 
         Raises:
             ContextLengthExceeded: what must be in the prompt doesn't fit.
             InvalidRequest: the model's chat template doesn't take these messages, or the persona's
                 limits don't allow the turn.
             PersonaNotFound: no persona has the name that the turn or its conversation gives.
+            Overloaded: this replica doesn't know the model, as it was started before that was deployed.
         """
+        with (
+            within(origin_of(turn)),
+            tracing.span("dialogue.plan", "server") as span,
+            ledger.recording() as recorded,
+        ):
+            planned = await self._plan(turn)
+            logger.debug(
+                "Planned a prompt of %d tokens; %d turns left out, %d go before.",
+                len(planned.prompt),
+                planned.turns_left_out,
+                planned.waits,
+            )
+            if span.recording:
+                span.set(_told(planned))
+            return replace(planned, spent=recorded.spent())
+
+    async def _plan(self, turn: PlanTurn) -> TurnPlan:
+        reader = self._reader(turn.model)
         # Before anything is begun: a wrong name leaves nothing behind.
         running = await self._running(turn.persona) if turn.persona else None
         begun = await self._begin(turn)
@@ -107,11 +162,24 @@ class DialogueManager:
             return TurnPlan(waits=begun.waits, repeated=begun.repeated)
         if running is None and turn.takes_persona:
             running = await self._running(begun.persona)
-        if running is not None:
-            return await self._plan_with(running, turn, begun)
-        return await self._plan_without(turn, begun)
+        if running is None:
+            planned = await self._plan_without(turn, begun, reader)
+        else:
+            planned = await self._plan_with(running, turn, begun)
+        metrics.TURNS.labels("generated" if planned.reply is None else "fixed_words").inc()
+        metrics.TURNS_LEFT_OUT.inc(planned.turns_left_out)
+        return planned
 
-    async def _plan_without(self, turn: PlanTurn, begun: BegunTurn) -> TurnPlan:
+    def _reader(self, model: str) -> ModelReader:
+        reader = self._readers.get(model)
+        if reader is None:
+            msg = "This model is still being deployed; try again shortly."
+            raise Overloaded(msg, param="model", retry_after=1.0)
+        return reader
+
+    async def _plan_without(
+        self, turn: PlanTurn, begun: BegunTurn, reader: ModelReader
+    ) -> TurnPlan:
         history = begun.history
         asked = tuple(Message(item.role, item.content) for item in begun.asked)
         if not turn.messages:
@@ -120,7 +188,7 @@ class DialogueManager:
         affinity = turn.conversation or _common_beginning(messages)
         budget = Budget.of(
             self._settings,
-            context=self._context_length,
+            context=reader.context_length,
             max_tokens=turn.max_tokens,
             truncate=turn.truncate,
         )
@@ -129,7 +197,7 @@ class DialogueManager:
         planned = fit(messages, budget, pinned=pinned)
         left_out = planned.turns_left_out
         while True:
-            encoding = await self._tokenizer.encode_chat(planned.messages)
+            encoding = await reader.tokenizer.encode_chat(planned.messages)
             planned = plan(planned.messages, encoding, budget, pinned=pinned)
             if planned.turns_left_out == 0:
                 return TurnPlan(
@@ -143,31 +211,42 @@ class DialogueManager:
                 )
             left_out += planned.turns_left_out
 
-    async def commit(self, turn: CommitTurn) -> None:
-        """Store a finished turn: once, whole or not at all.
+    async def commit(self, turn: CommitTurn) -> Spent:
+        """Store a finished turn, once, whole or not at all, and return the time that this took.
 
         Raises:
             InvalidRequest: one of its items is in the conversation already.
             CommitUnknown: it may have been stored, or not.
         """
-        await self._store.turns.commit(
-            turn.tenant,
-            turn.conversation,
-            response=turn.response,
-            items=[_stored(item) for item in turn.items],
-            owner=turn.owner,
-            base=turn.base,
-            record=turn.record,
-            state=turn.state,
-        )
+        with (
+            within(origin_of(turn)),
+            tracing.span("dialogue.commit", "server"),
+            ledger.recording() as recorded,
+        ):
+            with ledger.stage("store"):
+                await self._store.turns.commit(
+                    turn.tenant,
+                    turn.conversation,
+                    response=turn.response,
+                    items=[_stored(item) for item in turn.items],
+                    owner=turn.owner,
+                    base=turn.base,
+                    record=turn.record,
+                    state=turn.state,
+                )
+            logger.debug("Stored %d items of %s.", len(turn.items), turn.conversation)
+            return recorded.spent()
 
-    async def plan_summary(self, tenant: str, conversation: str, item: str) -> SummaryPlan | None:
+    async def plan_summary(
+        self, tenant: str, conversation: str, item: str, model: str = ""
+    ) -> SummaryPlan | None:
         """Return what to ask the model for, so that all up to an item is summarised.
 
         Args:
             tenant: whose conversation it is.
             conversation: its id.
             item: id of the last item that left the prompt.
+            model: key of the model that is to summarise it.
 
         Returns:
             None where there is nothing to summarise: it was done meanwhile, or the item is gone.
@@ -176,9 +255,10 @@ class DialogueManager:
         if line is None or line.covered == len(line.items):
             return None
         new = line.items[line.covered :]
-        room = self._context_length - self._settings.summary_tokens
+        reader = self._reader(model)
+        room = reader.context_length - self._settings.summary_tokens
         for without in range(len(new)):
-            encoding = await self._tokenizer.encode_chat(
+            encoding = await reader.tokenizer.encode_chat(
                 summary_request(line.summary, new, without=without)
             )
             if len(encoding.tokens) <= room:
@@ -205,6 +285,7 @@ class DialogueManager:
         conduct = await asyncio.to_thread(
             conduct_turn, running, begun.state, turn.messages, today=self._today()
         )
+        metrics.TURN_ACTIONS.labels(conduct.decision.action).inc()
         explained = conduct.explained()
         planned = TurnPlan(
             affinity=turn.conversation or _common_beginning(turn.messages),
@@ -217,7 +298,7 @@ class DialogueManager:
         )
         if conduct.decision.text is not None:
             return replace(planned, reply=conduct.decision.text)
-        prompt = await self._persona_planner.plan(conduct, turn, begun)
+        prompt = await self._persona_planners[turn.model].plan(conduct, turn, begun)
         known = prompt.remembered
         explained["remembered"] = {
             "facts": len(known.facts),
@@ -257,9 +338,10 @@ class DialogueManager:
         """Load what was said before a turn, and take the turn's place behind it."""
         if turn.conversation is None:
             return BegunTurn()
-        if turn.begin is not None:
-            return await self._store.turns.begin(turn.tenant, turn.conversation, turn.begin)
-        _, history = await self._store.load(turn.tenant, turn.conversation)
+        with ledger.stage("load"):
+            if turn.begin is not None:
+                return await self._store.turns.begin(turn.tenant, turn.conversation, turn.begin)
+            _, history = await self._store.load(turn.tenant, turn.conversation)
         return BegunTurn(history=history)
 
     def _conversation(self, history: Sequence[StoredItem], turn: PlanTurn) -> tuple[Message, ...]:
@@ -272,6 +354,16 @@ class DialogueManager:
             return (Message("system", both), *messages[1:])
         front = turn.instructions or ("" if begins_with_system else self._settings.persona)
         return (Message("system", front), *messages) if front else messages
+
+
+def _told(planned: TurnPlan) -> dict[str, int | bool]:
+    """Return what a span says of a plan."""
+    return {
+        "parley.prompt_tokens": len(planned.prompt),
+        "parley.turns_left_out": planned.turns_left_out,
+        "parley.turns_before": planned.waits,
+        "parley.fixed_reply": planned.reply is not None,
+    }
 
 
 def _common_beginning(messages: Sequence[Message]) -> str:

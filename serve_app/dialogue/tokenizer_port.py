@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from serve_app.messages.tokenization import ChatEncoding, Message
+from serve_app.telemetry import ledger
+from serve_app.telemetry.account import Spent
 
-__all__ = ["TokenCounts", "TokenizerPort"]
+__all__ = ["AccountedTokenizer", "TokenCounts", "TokenizerPort"]
 
 _KEPT = 4096
 
@@ -23,6 +25,30 @@ class TokenizerPort(Protocol):
     async def count(self, texts: tuple[str, ...]) -> tuple[int, ...]:
         """Return how many tokens each text has."""
         ...
+
+
+class AccountedTokenizer:
+    """A tokenizer whose calls are a stage of whoever makes them.
+
+    Args:
+        tokenizer: answers them.
+    """
+
+    def __init__(self, tokenizer: TokenizerPort) -> None:
+        self._tokenizer = tokenizer
+
+    async def encode_chat(self, messages: tuple[Message, ...]) -> ChatEncoding:
+        """See `TokenizerPort.encode_chat`."""
+        with ledger.hop("tokenize") as hop:
+            encoding = await self._tokenizer.encode_chat(messages)
+            # A replica of the version before says nothing of it.
+            hop.answered(Spent(getattr(encoding, "encode_s", 0.0)))
+        return encoding
+
+    async def count(self, texts: tuple[str, ...]) -> tuple[int, ...]:
+        """See `TokenizerPort.count`; how long counting took there is not told."""
+        with ledger.hop("tokenize"):
+            return await self._tokenizer.count(texts)
 
 
 class TokenCounts:

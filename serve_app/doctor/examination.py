@@ -9,10 +9,11 @@ from pathlib import Path
 from serve_app.doctor.finding import Finding
 from serve_app.doctor.gpu import gpu_report
 from serve_app.doctor.host import disk, haproxy, processor, redis_server
-from serve_app.doctor.model import Plan, engine, planned, prepared_models
+from serve_app.doctor.model import Plan, engine, planned, prepared_model, prepared_models
 from serve_app.errors import ModelError
 from serve_app.gpu.driver import Driver, read_driver
 from serve_app.gpu.tensorrt_package import tensorrt_version
+from serve_app.routing.pools import served_models
 from serve_app.settings import Settings
 
 __all__ = ["Examination", "examine"]
@@ -25,10 +26,12 @@ class Examination:
     Attributes:
         plan: what would be served, or None where the settings can't be met on any terms.
         findings: line by line.
+        further: what further models and pools would be.
     """
 
     plan: Plan | None
     findings: tuple[Finding, ...]
+    further: tuple[Plan, ...] = ()
 
     @property
     def can_serve(self) -> bool:
@@ -52,13 +55,23 @@ def examine(
         ask_tensorrt: see `serve_app.gpu.tensorrt_package`.
     """
     findings = [processor(), disk(home), redis_server(settings.redis), haproxy()]
+    pools = [pool for model in served_models(settings) for pool in model.pools]
     try:
-        plan = planned(settings)
+        plans = [planned(pool) for pool in pools]
     except ModelError as error:
         findings.append(Finding("form", "missing", "none", error.message))
         return Examination(None, tuple(findings))
-    gpu = gpu_report(wanted=plan.on_gpu, read_driver=ask_driver, tensorrt_version=ask_tensorrt)
+    gpu = gpu_report(
+        wanted=any(plan.on_gpu for plan in plans),
+        read_driver=ask_driver,
+        tensorrt_version=ask_tensorrt,
+    )
+    plan, *further = plans
     findings += [*gpu.findings, prepared_models(home, plan)]
-    if plan.on_gpu:
-        findings.append(engine(home, plan, gpu, settings.model.engines))
-    return Examination(plan, tuple(findings))
+    findings += [prepared_model(home, other) for other in further]
+    findings += [
+        engine(home, each, gpu, pool.settings.model.engines)
+        for each, pool in zip(plans, pools, strict=True)
+        if each.on_gpu
+    ]
+    return Examination(plan, tuple(findings), tuple(further))

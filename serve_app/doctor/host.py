@@ -11,14 +11,20 @@ from serve_app.doctor.finding import Finding
 from serve_app.errors import ConfigError
 from serve_app.kernels import library
 from serve_app.settings import RedisSettings
+from serve_app.state.connection import named_url
 from serve_app.state.server import find_redis_server
 
 __all__ = ["disk", "haproxy", "processor", "redis_server"]
 
 _ROOM_BYTES = 2 << 30
 # As Linux names them.
-_FEATURES = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "AVX-512 VNNI"}
-_LEVELS = {"vnni": "AVX-512 VNNI", "avx2": "AVX2", "plain": "no vector instructions"}
+_FEATURES = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_vnni": "AVX-512 VNNI",
+    "amx_int8": "AMX",
+}
+_LEVELS = {"amx": "AMX", "vnni": "AVX-512 VNNI", "avx2": "AVX2", "plain": "no vector instructions"}
 
 
 def processor(cpu_info: Path = Path("/proc/cpuinfo")) -> Finding:
@@ -68,8 +74,11 @@ def disk(home: Path) -> Finding:
 
 def redis_server(settings: RedisSettings) -> Finding:
     """Say which Redis keeps the state."""
-    if settings.url is not None:
-        return Finding("Redis", "ok", "a running one, named by redis.url")
+    try:
+        if named_url(settings) is not None:
+            return Finding("Redis", "ok", "a running one, named by redis.url or redis.url_file")
+    except ConfigError as error:
+        return Finding("Redis", "missing", "no URL", error.message)
     try:
         return Finding("Redis", "ok", str(find_redis_server()))
     except ConfigError as error:

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from serve_app.doctor.finding import Finding
 from serve_app.doctor.gpu import GpuReport
-from serve_app.errors import ParleyError
+from serve_app.errors import ModelError, ParleyError
 from serve_app.models.decoder_interface import Form
 from serve_app.models.engine_build.engine_manifest import EngineEnvironment, GpuArchitecture
 from serve_app.models.engine_build.model_engine import find_model_engine
 from serve_app.models.recipe import chosen_form
+from serve_app.models.sources import require_source
 from serve_app.models.store import ModelStore, PreparedModel
+from serve_app.routing.pools import Pool
 from serve_app.routing.serving import BackendName, chosen_backend
-from serve_app.settings import Settings
 
 __all__ = ["Plan", "engine", "planned", "prepared_models"]
 
@@ -29,6 +30,7 @@ class Plan:
         form: form of its graph.
         precision: precision of its weights.
         backend: what computes.
+        deployment: the pool that would.
     """
 
     source: str
@@ -36,6 +38,7 @@ class Plan:
     form: Form
     precision: str
     backend: BackendName
+    deployment: str = "Generator"
 
     @property
     def on_gpu(self) -> bool:
@@ -43,12 +46,13 @@ class Plan:
         return self.backend == "tensorrt"
 
 
-def planned(settings: Settings) -> Plan:
-    """Return what the settings have served.
+def planned(pool: Pool) -> Plan:
+    """Return what a pool would serve.
 
     Raises:
         ModelError: this machine can't run the form.
     """
+    settings = pool.settings
     model = settings.model
     return Plan(
         model.source,
@@ -56,6 +60,7 @@ def planned(settings: Settings) -> Plan:
         chosen_form(model.precision, model.form),
         model.precision,
         chosen_backend(settings),
+        pool.deployment,
     )
 
 
@@ -78,8 +83,26 @@ def prepared_models(home: Path, plan: Plan) -> Finding:
             "`parley model remove NAME` deletes a damaged one.",
         )
     if _matching(models, plan) is None:
+        if wrong := _no_source(plan):
+            return Finding("models", "missing", found, wrong)
         return Finding("models", "ok", found, f"{plan.source} is prepared at the first start.")
     return Finding("models", "ok", found)
+
+
+def prepared_model(home: Path, plan: Plan) -> Finding:
+    """Say whether the model of a further pool is prepared.
+
+    Args:
+        home: PARLEY_HOME.
+        plan: what the pool would serve.
+    """
+    model = _matching(ModelStore(home).list(), plan)
+    if model is not None:
+        return Finding(plan.deployment, "ok", model.path.name)
+    found = f"{plan.source}, {plan.precision} in the {plan.form} form"
+    if wrong := _no_source(plan):
+        return Finding(plan.deployment, "missing", found, wrong)
+    return Finding(plan.deployment, "ok", found, "It is prepared at the first start.")
 
 
 def engine(home: Path, plan: Plan, gpu: GpuReport, shared: Path | None) -> Finding:
@@ -91,15 +114,25 @@ def engine(home: Path, plan: Plan, gpu: GpuReport, shared: Path | None) -> Findi
         gpu: what there is of one.
         shared: folder that machines share engines through.
     """
+    name = "engine" if plan.deployment == "Generator" else f"engine of {plan.deployment}"
     model = _matching(ModelStore(home).list(), plan)
     if model is None or gpu.gpu is None or gpu.tensorrt is None:
         advice = "`parley model build` prepares the model and builds it, on a machine with a GPU."
-        return Finding("engine", "missing", "none", advice)
+        return Finding(name, "missing", "none", advice)
     environment = EngineEnvironment(gpu.tensorrt, GpuArchitecture.of(gpu.gpu))
     try:
-        return Finding("engine", "ok", str(find_model_engine(model, environment, shared).path))
+        return Finding(name, "ok", str(find_model_engine(model, environment, shared).path))
     except ParleyError as error:
-        return Finding("engine", "missing", "none that fits", error.message)
+        return Finding(name, "missing", "none that fits", error.message)
+
+
+def _no_source(plan: Plan) -> str | None:
+    """Return why a model can't be prepared, as far as that shows without reading one."""
+    try:
+        require_source(plan.source)
+    except ModelError as error:
+        return error.message
+    return None
 
 
 def _matching(models: tuple[PreparedModel, ...], plan: Plan) -> PreparedModel | None:

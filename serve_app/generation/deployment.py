@@ -17,7 +17,9 @@ from serve_app.generation.backends.opening import open_backend
 from serve_app.generation.backends.simulated import SimulatedBackend
 from serve_app.generation.channels import FrameChannels
 from serve_app.generation.engine import Engine, EngineConfig
+from serve_app.generation.engine_report import EngineReport
 from serve_app.generation.forecast import WorkRate, predicted_ttft_s
+from serve_app.generation.stream_spans import StreamSpans
 from serve_app.messages.generation import (
     Admitted,
     FinishReason,
@@ -29,9 +31,9 @@ from serve_app.models.store import PreparedModel
 from serve_app.models.tokenizer_files import TOKENIZER_FILE
 from serve_app.routing.draining import when_draining
 from serve_app.routing.listening import listen_on_node_address
+from serve_app.routing.observing import observe_replica
 from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import Settings
-from serve_app.telemetry import metrics
 
 __all__ = ["Generator"]
 
@@ -52,6 +54,8 @@ class Generator:
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
         listen_on_node_address()
+        observe_replica("Generator", settings)
+        self._spans = StreamSpans()
         self._settings = settings.generator
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._engine = await asyncio.to_thread(self._load, settings)
@@ -61,6 +65,9 @@ class Generator:
         when_draining(lambda: self._engine.drain(self._settings.drain_timeout_s))
         await self._warm_up()
         self._work = WorkRate()
+        self._report = EngineReport(
+            tokenizer_info(served_model(settings), settings).model, self._engine.config
+        )
         self._gauges = asyncio.create_task(self._keep_gauges())
 
     async def submit(
@@ -71,7 +78,12 @@ class Generator:
         affinity: str | None,  # noqa: ARG002  (read by the router)
     ) -> AsyncIterator[Admitted | Frame]:
         """Take a stream; then carry the subscriber's frames unless another call does already."""
-        self._engine.submit(request)
+        self._spans.begin(request)
+        try:
+            self._engine.submit(request)
+        except BaseException:
+            self._spans.forget(request)
+            raise
         # No await between these two: frames are dispatched on this loop, so none can be missed.
         carries = self._channels.open_stream(request.subscriber, request.stream)
         try:
@@ -107,9 +119,9 @@ class Generator:
         }
 
     def record_routing_stats(self) -> dict[str, float]:
-        """Tell routers how many streams this replica has."""
+        """Tell routers how many streams this replica has, and how many it can run at once."""
         stats = self._engine.stats()
-        return {"streams": float(stats.running + stats.waiting)}
+        return {"streams": float(stats.running + stats.waiting), "slots": float(stats.slots)}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell the autoscaler what `ScaleByWork` decides by."""
@@ -139,8 +151,12 @@ class Generator:
             _backend(model, settings),
             EngineConfig.of(settings.generator, max_len=info.context_length),
             eos_token_ids=info.eos_token_ids,
-            deliver=lambda frames: self._channels.deliver(frames),
+            deliver=self._deliver,
         )
+
+    def _deliver(self, frames: Mapping[str, Frame]) -> None:
+        self._spans.deliver(frames)
+        self._channels.deliver(frames)
 
     async def _warm_up(self) -> None:
         """Compute one short reply, since Serve sends requests as soon as the constructor returns.
@@ -172,11 +188,7 @@ class Generator:
 
     async def _keep_gauges(self) -> None:
         while True:
-            stats = self._engine.stats()
-            metrics.STREAMS_RUNNING.set(stats.running)
-            metrics.STREAMS_WAITING.set(stats.waiting)
-            metrics.SLOTS.set(stats.slots)
-            metrics.CACHE_TOKENS.set(stats.cached_tokens)
+            self._report.write(self._engine.stats())
             await asyncio.sleep(GAUGES_EVERY_S)
 
 
@@ -190,7 +202,10 @@ def _backend(model: PreparedModel, settings: Settings) -> Backend:
             context_length=interface.context_length,
         )
     return open_backend(
-        model, threads=wanted.threads or _own_cpus(), engines=settings.model.engines
+        model,
+        threads=wanted.threads or _own_cpus(),
+        engines=settings.model.engines,
+        gpu_weights_mb=wanted.gpu_weights_mb,
     )
 
 

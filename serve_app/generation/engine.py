@@ -13,6 +13,7 @@ from serve_app.errors import (
     ConfigError,
     ContextLengthExceeded,
     GeneratorLost,
+    GeneratorStopping,
     InvalidRequest,
     QueueFull,
 )
@@ -116,7 +117,7 @@ class Engine:
             InvalidRequest: the request can't be meant: no prompt, an unknown token, an id in use.
             ContextLengthExceeded: the prompt leaves no room for a reply.
             QueueFull: as many wait as may.
-            GeneratorLost: the engine is stopping; another one may take the request.
+            GeneratorStopping: the engine takes no more; another one may take the request.
         """
         self._check_request(request)
         with self._changed:
@@ -270,7 +271,7 @@ class Engine:
         """Refuse a request that there is no place for; call it with the lock held."""
         if self._drain_until is not None or self._crash is not None:
             msg = "This generator is stopping and takes no more requests; try again."
-            raise GeneratorLost(msg, retry_after=_RETRY_AFTER_S[0])
+            raise GeneratorStopping(msg, retry_after=_RETRY_AFTER_S[0])
         room = self.config.slots + self.config.max_queued
         if len(self._streams) >= room and not request.moves:
             retry_after = self._retry_after()

@@ -25,6 +25,7 @@ from serve_app.generation.sequence import Sequence
 from serve_app.generation.slots import Slots
 from serve_app.generation.steps_in_flight import StepsInFlight
 from serve_app.messages.generation import FinishReason
+from serve_app.telemetry.origin import origin_of, within
 
 __all__ = ["EngineCore"]
 
@@ -171,6 +172,9 @@ class EngineCore:
         if sequence.running and reason is not FinishReason.ERROR:
             self._keep_prefix(sequence)
         self.scheduler.remove(sequence)
+        if reason is FinishReason.ERROR:
+            with within(origin_of(sequence.request)):
+                logger.error("%s ended with %s", sequence.request.request_id, code)
         now = time.monotonic()
         self._outbox.finished(
             sequence.request, sequence.finished(reason, now, code=code, message=message)
@@ -178,10 +182,13 @@ class EngineCore:
         self._ended.append(sequence)
 
     def hand_back(self) -> None:
-        """End every sequence here, in the queue too, so that another generator may go on with it."""
+        """End every sequence here, in the queue too, so that another generator may go on with it.
+
+        For a backend that is lost, which may be a sequence's doing: that is said with each.
+        """
         self.prefixes.clear()
         for sequence in [*self.scheduler.running(), *self.scheduler.waiting]:
-            self.end(sequence, FinishReason.HANDED_BACK)
+            self.end(sequence, FinishReason.HANDED_BACK, code=GeneratorLost.code)
 
     def flush(self) -> list[Sequence]:
         """Deliver what has come together since the last time; return the sequences that ended."""
@@ -347,7 +354,7 @@ class EngineCore:
                 self.end(sequence, FinishReason.STOP)
                 continue
             if sequence.unbegun:
-                self._outbox.begun(sequence.request, sequence.begun())
+                self._outbox.begun(sequence.request, sequence.begun(now))
             sequence.append(token, now)
             self._outbox.token(sequence.request, token, logprobs)
             if sequence.full:

@@ -106,10 +106,15 @@ class Sequence:
         limit = self.request.timeout_s
         return limit is not None and now - self.submitted_at >= limit
 
-    def begun(self) -> Begun:
-        """Return what is known when the reply's first token comes."""
+    def begun(self, now: float) -> Begun:
+        """Return what is known when the reply's first token comes, which is now."""
         admitted = self.submitted_at if self.admitted_at is None else self.admitted_at
-        return Begun(self.request.stream, self.cached, admitted - self.submitted_at)
+        return Begun(
+            self.request.stream,
+            self.cached,
+            queue_s=admitted - self.submitted_at,
+            prefill_s=now - admitted,
+        )
 
     def finished(
         self, reason: FinishReason, now: float, *, code: str | None, message: str | None

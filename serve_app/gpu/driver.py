@@ -21,6 +21,8 @@ CUDA_LIBRARY = "libcuda.so.1"
 MANAGEMENT_LIBRARY = "libnvidia-ml.so.1"
 
 # CUdevice_attribute
+_MEMORY_CLOCK_KHZ = 36
+_MEMORY_BUS_BITS = 37
 _COMPUTE_CAPABILITY_MAJOR = 75
 _COMPUTE_CAPABILITY_MINOR = 76
 # CUresult
@@ -41,12 +43,15 @@ class Gpu:
         compute_capability: (major, minor) of its architecture.
         memory_bytes: its memory.
         free_bytes: what nobody has taken of that, or None where that can't be told.
+        memory_bytes_per_s: what its memory's clock and width make possible, or None where the driver
+            doesn't tell them.
     """
 
     name: str
     compute_capability: tuple[int, int]
     memory_bytes: int
     free_bytes: int | None = None
+    memory_bytes_per_s: float | None = None
 
     @property
     def architecture(self) -> str:
@@ -140,6 +145,12 @@ class _Cuda:
             )
             raise GpuUnavailable(msg)
 
+    def attribute(self, attribute: int, device: ctypes.c_int) -> int | None:
+        """Return one of a device's attributes, or None where the driver doesn't know it."""
+        number = ctypes.c_int()
+        failed = self._library.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
+        return None if failed else number.value
+
     def _sentence(self, result: int) -> str:
         text = ctypes.c_char_p()
         self._library.cuGetErrorString(result, ctypes.byref(text))
@@ -202,7 +213,15 @@ def _gpu(cuda: _Cuda, management: _Management, ordinal: int) -> Gpu:
         compute_capability=(capability[0], capability[1]),
         memory_bytes=size.value,
         free_bytes=management.free_bytes(f"GPU-{uuid.UUID(bytes=bytes(identifier))}"),
+        memory_bytes_per_s=_memory_bytes_per_s(cuda, device),
     )
+
+
+def _memory_bytes_per_s(cuda: _Cuda, device: ctypes.c_int) -> float | None:
+    clock = cuda.attribute(_MEMORY_CLOCK_KHZ, device) or 0
+    width = cuda.attribute(_MEMORY_BUS_BITS, device) or 0
+    # It moves data twice in each of the clock's cycles.
+    return 2 * clock * 1000 * width / 8 if clock > 0 and width > 0 else None
 
 
 def _no_gpu(reason: str) -> GpuUnavailable:

@@ -10,6 +10,7 @@ from serve_app.api.errors import envelope
 from serve_app.errors import InvalidRequest
 from serve_app.ingress.gate import Gate
 from serve_app.ingress.json_response import JsonResponse
+from serve_app.ingress.routes.accounts import account_routes
 from serve_app.ingress.routes.chat import chat_routes
 from serve_app.ingress.routes.completions import completion_routes
 from serve_app.ingress.routes.conversations import conversation_routes
@@ -19,6 +20,7 @@ from serve_app.ingress.routes.service import service_routes
 from serve_app.ingress.routes.tokenize import tokenize_routes
 from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
+from serve_app.telemetry.outcomes import count_error
 
 __all__ = ["build_application"]
 
@@ -31,6 +33,7 @@ def build_application(services: Services, runs: Runs) -> FastAPI:
         completion_routes,
         conversation_routes,
         profile_routes,
+        account_routes,
         tokenize_routes,
         service_routes,
     ):
@@ -41,10 +44,13 @@ def build_application(services: Services, runs: Runs) -> FastAPI:
     async def no_such_route(request: Request, error: HTTPException) -> Response:
         """Answer wrong paths and methods in the same form as everything else."""
         message = f"There is no {request.method} {request.url.path} here ({error.detail})."
-        body = envelope(InvalidRequest(message, code=_CODES.get(error.status_code)))
-        return JsonResponse(body, status_code=error.status_code, headers=error.headers)
+        told = InvalidRequest(message, code=_CODES.get(error.status_code))
+        count_error(told)
+        return JsonResponse(envelope(told), status_code=error.status_code, headers=error.headers)
 
-    app.add_middleware(Gate, settings=services.settings, keys=services.keys)
+    app.add_middleware(
+        Gate, settings=services.settings, keys=services.keys, accounts=services.accounts
+    )
     return app
 
 

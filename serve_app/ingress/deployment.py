@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Mapping
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -10,21 +12,29 @@ from starlette.types import ASGIApp
 from tokenizers import Tokenizer as TokenizerFile
 
 from serve_app.errors import ConfigError
+from serve_app.ingress.accounts import Accounts
 from serve_app.ingress.application import build_application
 from serve_app.ingress.detokenizer import TokenTable
 from serve_app.ingress.edge import use_limits
 from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.generator_pools import GeneratorPools
+from serve_app.ingress.models import Models, ModelService
 from serve_app.ingress.remembering import Remembering
 from serve_app.ingress.remote import RemoteDialogue, RemoteGenerator, RemoteTokenizer
 from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
 from serve_app.ingress.stores import Stores
 from serve_app.routing.listening import listen_on_node_address, open_to_other_machines
+from serve_app.routing.observing import observe_replica
+from serve_app.routing.pool_choice import seen_pool
+from serve_app.routing.pools import Served, served_models
 from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import Settings, drain_flag, parley_home
+from serve_app.state.call_metrics import CallMetrics
 from serve_app.state.connection import RedisPool
 from serve_app.state.keys import KeyRing
 from serve_app.state.sealing import open_seal
+from serve_app.telemetry.outcomes import count_from_zero
 
 __all__ = ["Ingress"]
 
@@ -44,10 +54,11 @@ class Ingress:
         self,
         settings: Settings,
         dialogue: DeploymentHandle,
-        tokenizer: DeploymentHandle,
-        generator: DeploymentHandle,
+        tokenizers: Mapping[str, DeploymentHandle],
+        generators: Mapping[str, Mapping[str, DeploymentHandle]],
     ) -> None:
         listen_on_node_address()
+        observe_replica("Ingress", settings)
         if os.environ.get(EDGE_VARIABLE) != EDGE:
             message = (
                 f"Ingress replicas need {EDGE_VARIABLE}={EDGE} in their environment: set it under "
@@ -67,40 +78,37 @@ class Ingress:
             )
             raise ConfigError(message)
         use_limits(settings.ingress)
-        model = served_model(settings)
-        generators = RemoteGenerator(generator, timeout_s=UNARY_TIMEOUT_S)
-        client = GeneratorClient(
-            generators,
-            silence_s=settings.ingress.generator_silence_s,
-            max_moves=settings.ingress.max_moves,
-            shutting_down=drain_flag(parley_home()).exists,
-            admission_s=settings.ingress.admission_timeout_s,
+        models = Models(
+            [
+                _model_service(model, tokenizers[model.key], generators[model.key])
+                for model in served_models(settings)
+            ]
         )
+        for one in models:
+            count_from_zero(one.name)
+        owner = uuid.uuid4().hex
         stores = Stores.over(
-            RedisPool.open(settings.redis, parley_home()),
+            RedisPool.open(settings.redis, parley_home(), CallMetrics()),
             settings,
             open_seal(settings.encryption, parley_home()),
-            owner=client.subscriber,
+            owner=owner,
         )
-        table = TokenTable(TokenizerFile.from_file(str(model.path / "tokenizer.json")))
         remote_dialogue = RemoteDialogue(dialogue, timeout_s=UNARY_TIMEOUT_S)
         self._services = Services(
             settings=settings,
-            model=tokenizer_info(model, settings),
-            table=table,
-            generators=client,
-            generator_stats=generators,
+            models=models,
+            owner=owner,
             dialogue=remote_dialogue,
-            tokenizer=RemoteTokenizer(tokenizer, timeout_s=UNARY_TIMEOUT_S),
             keys=keys,
             stores=stores,
-            remembering=Remembering(client, table, remote_dialogue, stores),
+            remembering=Remembering(models, remote_dialogue, stores),
+            accounts=Accounts(stores.accounts, kept=settings.accounts.kept),
         )
         self._runs = Runs(self._services)
 
     def check_health(self) -> None:
         """Raise when this replica could no longer tell that a generator is lost."""
-        self._services.generators.check()
+        self._services.models.check()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Build the application once the services are there; Serve calls this."""
@@ -109,3 +117,41 @@ class Ingress:
     async def __del__(self) -> None:
         """Let the responses that nobody waits for end, before Serve ends this replica."""
         await self._runs.drain()
+
+
+def _model_service(
+    model: Served, tokenizer: DeploymentHandle, pools: Mapping[str, DeploymentHandle]
+) -> ModelService:
+    prepared = served_model(model.settings)
+    limits = model.settings.ingress
+    remote = {
+        pool.deployment: RemoteGenerator(pools[pool.deployment], timeout_s=UNARY_TIMEOUT_S)
+        for pool in model.pools
+    }
+    own, *further = remote.values()
+    generators = GeneratorPools(remote, _kinds(model)) if further else own
+    return ModelService(
+        key=model.key,
+        info=tokenizer_info(prepared, model.settings, max_len=model.max_len),
+        table=TokenTable(TokenizerFile.from_file(str(prepared.path / "tokenizer.json"))),
+        tokenizer=RemoteTokenizer(tokenizer, timeout_s=UNARY_TIMEOUT_S),
+        generators=GeneratorClient(
+            generators,
+            silence_s=limits.generator_silence_s,
+            max_moves=limits.max_moves,
+            shutting_down=drain_flag(parley_home()).exists,
+            admission_s=limits.admission_timeout_s,
+            start_s=limits.start_timeout_s,
+            up=lambda: any(seen_pool(name) for name in remote),
+        ),
+        generator_stats=generators,
+        pools=tuple(remote),
+    )
+
+
+def _kinds(model: Served) -> dict[str, object]:
+    """Return what each pool computes with: equal where replies go on exactly."""
+    return {
+        pool.deployment: (pool.settings.model.precision, pool.settings.model.form)
+        for pool in model.pools
+    }

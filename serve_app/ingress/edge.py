@@ -8,6 +8,8 @@ of size and time. Serve loads it through `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_P
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Iterable
 from contextlib import suppress
 
 import orjson
@@ -16,9 +18,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.errors import envelope, no_replica
 from serve_app.errors import BodyTooLarge, ParleyError, RequestTimeout
-from serve_app.ingress.gate import answer_with_error
+from serve_app.ingress.gate import NO_ROUTE, answer_with_error
+from serve_app.ingress.request_account import mark_arrival
 from serve_app.settings import IngressSettings
 from serve_app.telemetry import metrics
+from serve_app.telemetry.outcomes import count_error
+from serve_app.telemetry.trace_context import TRACE_HEADER, TraceParent
 
 __all__ = [
     "SERVE_HEADERS",
@@ -37,6 +42,7 @@ SERVE_HEADERS = frozenset(
         b"x-request-id",
         b"traceparent",
         b"tracestate",
+        TRACE_HEADER,
     }
 )
 """Headers by which a client could change how Serve treats its request, or what logs call it.
@@ -79,19 +85,17 @@ class EdgeMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope["headers"] = [
-            (name, value)
-            for name, value in scope["headers"]
-            if name.lower().replace(b"_", b"-") not in SERVE_HEADERS
-        ]
+        scope["headers"] = _allowed(scope["headers"])
+        began_s = time.perf_counter()
         try:
             body = await self._read_body(scope, receive)
         except ParleyError as error:
-            metrics.ERRORS.labels(error.code).inc()
+            count_error(error)
             await self._refuse(error, receive, send)
             return
         if body is None:
             return
+        mark_arrival(scope, began_s)
         await self._app(scope, _Replay(body, receive), send)
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:
@@ -180,7 +184,26 @@ class NoReplicaMiddleware:
 
         await self._app(scope, receive, replacing_send)
         if replaced:
-            await answer_with_error(no_replica(), send)
+            error = no_replica()
+            count_error(error)
+            metrics.REQUESTS.labels(NO_ROUTE, error.status).inc()
+            await answer_with_error(error, send)
+
+
+def _allowed(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return the headers that go on."""
+    allowed: list[tuple[bytes, bytes]] = []
+    parents: list[bytes] = []
+    for name, value in headers:
+        plain = name.lower().replace(b"_", b"-")
+        if plain == b"traceparent":
+            parents.append(value)
+        elif plain not in SERVE_HEADERS:
+            allowed.append((name, value))
+    # Of several nobody knows which one counts.
+    if len(parents) == 1 and (parent := TraceParent.parse(parents[0].decode("latin-1"))):
+        allowed.append((TRACE_HEADER, str(parent).encode()))
+    return allowed
 
 
 def _is_json(message: Message) -> bool:

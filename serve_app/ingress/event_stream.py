@@ -12,7 +12,8 @@ from starlette.types import Receive, Scope, Send
 from serve_app.api.errors import as_parley_error
 from serve_app.api.sse import HEADERS
 from serve_app.errors import ParleyError
-from serve_app.telemetry import metrics
+from serve_app.ingress.request_account import current_account
+from serve_app.telemetry.outcomes import count_error
 
 __all__ = ["EventStream"]
 
@@ -60,7 +61,8 @@ class EventStream(Response):
                 told = as_parley_error(error)
                 if type(told) is ParleyError:  # nothing that anybody foresaw
                     logger.exception("A stream broke.")
-                metrics.ERRORS.labels(told.code).inc()
+                count_error(told)
+                current_account().error = told.code
                 event = self._broken(told)
                 await send({"type": "http.response.body", "body": event, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})

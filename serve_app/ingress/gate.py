@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.errors import as_parley_error, envelope, error_headers
-from serve_app.errors import ClientGone, Overloaded, ParleyError, Unauthorized
+from serve_app.errors import ClientGone, IngressFull, ParleyError, ShuttingDown, Unauthorized
+from serve_app.ingress.accounts import Accounts
+from serve_app.ingress.arrival import origin_of_request, root_span, tell_end
+from serve_app.ingress.request_account import RequestAccount
 from serve_app.settings import Settings, drain_flag, parley_home
 from serve_app.state.keys import KeyRing
-from serve_app.telemetry import metrics
+from serve_app.telemetry import ledger, metrics, tracing
+from serve_app.telemetry.origin import named, within
+from serve_app.telemetry.outcomes import count_error
 
-__all__ = ["DEFAULT_TENANT", "OPEN_PATHS", "Gate", "answer_with_error", "tenant_of"]
+__all__ = ["DEFAULT_TENANT", "NO_ROUTE", "OPEN_PATHS", "Gate", "answer_with_error", "tenant_of"]
 
 logger = logging.getLogger("ray.serve")
 
 DEFAULT_TENANT = "default"
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """Paths that need no key: probes have none."""
+NO_ROUTE = "none"
+"""The route of requests that have none, where they are counted."""
 
 
 def tenant_of(scope: Scope) -> str:
@@ -31,12 +39,13 @@ def tenant_of(scope: Scope) -> str:
 
 
 class Gate:
-    """ASGI middleware around all routes: keys, a bound on what runs at once, counts, errors."""
+    """ASGI middleware around all routes: keys, a bound on what runs at once, counts, errors, accounts."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, keys: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, keys: KeyRing, accounts: Accounts) -> None:
         self._app = app
         self._settings = settings
         self._keys = keys
+        self._accounts = accounts
         self._drain_flag = drain_flag(parley_home())
         self._running = 0
 
@@ -45,6 +54,11 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        with within(origin_of_request(scope)), root_span(scope) as span:
+            await self._count(scope, receive, send, span)
+
+    async def _count(self, scope: Scope, receive: Receive, send: Send, span: tracing.Span) -> None:
+        began = time.monotonic()
         status = 499  # what is counted when the client leaves before the response starts
         started = False
 
@@ -54,16 +68,21 @@ class Gate:
                 status, started = message["status"], True
             await send(message)
 
+        failed = ""
         metrics.REQUESTS_IN_PROGRESS.inc()
+        account = RequestAccount.of(scope, self._accounts.take)
+        kept = ledger.use(account)
         try:
-            await self._pass(scope, receive, counting_send)
+            await self._pass(scope, receive, counting_send, account)
         except asyncio.CancelledError:
             # That is how Serve ends a request whose client has left.
-            metrics.ERRORS.labels(ClientGone.code).inc()
+            failed = account.error = ClientGone.code
+            count_error(ClientGone("The client left before the reply was done."))
             raise
         except Exception as error:
             told = as_parley_error(error)
-            metrics.ERRORS.labels(told.code).inc()
+            failed = account.error = told.code
+            count_error(told)
             if type(told) is ParleyError:  # nothing that anybody foresaw
                 logger.exception("A request failed.")
             if started:
@@ -71,23 +90,41 @@ class Gate:
             await answer_with_error(told, counting_send)
         finally:
             metrics.REQUESTS_IN_PROGRESS.dec()
-            metrics.REQUESTS.labels(_route(scope), status).inc()
+            route = _route(scope)
+            metrics.REQUESTS.labels(route, status).inc()
+            ledger.reset(kept)
+            account.release()
+            took = time.monotonic() - began
+            logger.debug(
+                "%s %s: %d%s in %.3f s",
+                scope["method"],
+                route,
+                status,
+                failed and f" {failed}",
+                took,
+            )
+            if span.recording:
+                tell_end(span, scope["method"], route, status, failed)
 
-    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope.setdefault("state", {})["tenant"] = self._tenant(scope)
+    async def _pass(
+        self, scope: Scope, receive: Receive, send: Send, account: RequestAccount
+    ) -> None:
+        tenant = scope.setdefault("state", {})["tenant"] = self._tenant(scope)
+        account.tenant = tenant
+        named(tenant=tenant)
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         if self._drain_flag.exists():
             message = "This service is shutting down; try again when it is back."
-            raise Overloaded(message, retry_after=5.0)
+            raise ShuttingDown(message, retry_after=5.0)
         limit = self._settings.ingress.max_concurrent
         if self._running >= limit:
             message = (
                 f"All {limit} places of this ingress (setting ingress.max_concurrent) are taken; "
                 "try again shortly."
             )
-            raise Overloaded(message, retry_after=1.0)
+            raise IngressFull(message, retry_after=1.0)
         self._running += 1
         try:
             await self._app(scope, receive, send)
@@ -121,4 +158,4 @@ async def answer_with_error(error: ParleyError, send: Send) -> None:
 def _route(scope: Scope) -> str:
     """Return the route's pattern, so that labels stay few whatever paths clients try."""
     route: Any = scope.get("route")
-    return getattr(route, "path", "none")
+    return getattr(route, "path", NO_ROUTE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import time
 import uuid
@@ -13,10 +12,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from serve_app.errors import GeneratorLost, Overloaded, ParleyError, QueueFull
+from serve_app.errors import (
+    GeneratorLost,
+    GeneratorStopping,
+    Overloaded,
+    ParleyError,
+    QueueFull,
+)
 from serve_app.ingress.streams import TokenStream
 from serve_app.messages.generation import Admitted, FinishReason, Frame, GenerateRequest
+from serve_app.routing.pool_choice import LOST_LOAD
 from serve_app.telemetry import metrics
+from serve_app.telemetry.origin import Origin, detached
 
 __all__ = ["GeneratorClient", "GeneratorPort"]
 
@@ -26,8 +33,6 @@ ADMISSION_TRIES = 3
 """A replica that dies before it has taken a stream costs one try; the next goes elsewhere."""
 # Between the tries to have a stream taken over: it may be a while until a replica is up again.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
-# What routing is told of a replica that has just lost its streams: more than any load that there is.
-_LOST_LOAD = 1_000_000
 
 _Cause = Literal["lost", "handed_back"]
 
@@ -76,6 +81,8 @@ class GeneratorClient:
         silence_s: float,
         max_moves: int,
         admission_s: float = 30.0,
+        start_s: float = 180.0,
+        up: Callable[[], bool] = lambda: True,
         shutting_down: Callable[[], bool] = lambda: False,
     ) -> None:
         """Make a client.
@@ -83,9 +90,12 @@ class GeneratorClient:
         Args:
             port: the generator deployment.
             silence_s: seconds without a frame after which a replica is taken for lost.
-            max_moves: how often a stream may leave a replica before it fails.
-            admission_s: seconds in which a replica must take a new stream or refuse it. Where none is
-                up, that is how long one may take to be started.
+            max_moves: how often a stream may lose its replica before it fails. One that is handed back in
+                good order has done no harm, and goes on however often.
+            admission_s: seconds in which a replica must take a new stream or refuse it.
+            start_s: seconds that a new stream waits for a replica while none is up: as the last one is being
+                replaced, or the first one started.
+            up: whether any replica is up, as far as anybody here knows.
             shutting_down: whether the whole service is ending, so that no replica will come back.
         """
         self.subscriber = uuid.uuid4().hex
@@ -93,6 +103,8 @@ class GeneratorClient:
         self._silence_s = silence_s
         self._max_moves = max_moves
         self._admission_s = admission_s
+        self._start_s = start_s
+        self._up = up
         self._shutting_down = shutting_down
         self._numbers = 0
         self._streams: dict[int, TokenStream] = {}
@@ -127,7 +139,7 @@ class GeneratorClient:
         if self._watchdog is None:
             self._watchdog = self._spawn(self._watch())
         stream = TokenStream(request)
-        admission = self._spawn(self._admit(stream))
+        admission = self._spawn(self._admit(stream), request.origin)
         try:
             await asyncio.shield(admission)
         except BaseException:
@@ -169,16 +181,32 @@ class GeneratorClient:
         return len(self._streams)
 
     async def _admit(self, stream: TokenStream) -> None:
-        """Have a replica take a new stream."""
-        for tries_left in reversed(range(ADMISSION_TRIES)):
+        """Have a replica take a new stream.
+
+        One that dies before it has taken the stream costs a try. One that stops, or none that is up, costs
+        time alone: whoever takes its place is waited for.
+        """
+        started, pause_s, deaths = time.monotonic(), _FIRST_PAUSE_S, 0
+        while True:
+            waited_s = time.monotonic() - started
             try:
                 await self._place(stream, within_s=self._admission_s)
-            except GeneratorLost:
-                if not tries_left:
+            except GeneratorStopping:
+                if waited_s > self._start_s:
                     raise
-                await asyncio.sleep(_FIRST_PAUSE_S)
+            except _NotTaken:
+                if self._up() or waited_s > self._start_s:
+                    raise
+            except GeneratorLost:
+                deaths += 1
+                if deaths == ADMISSION_TRIES:
+                    raise
             else:
                 return
+            if stream.left_s <= 0 or self._shutting_down():
+                raise _not_taken()
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _place(self, stream: TokenStream, *, within_s: float) -> None:
         """Have a replica take a stream, with one try.
@@ -188,8 +216,8 @@ class GeneratorClient:
             within_s: seconds for an answer.
 
         Raises:
-            Overloaded: every queue is full, or no replica took the stream in time.
-            GeneratorLost: the replica died or stopped before taking it, or there is none.
+            Overloaded: every queue is full, or, as `_NotTaken`, no replica took the stream in time.
+            GeneratorLost: the replica died or, as `GeneratorStopping`, stops, or there is none.
             ParleyError: whatever the engine refuses the request with.
         """
         calls = self._port.submit(self._numbered(stream), self._routing_load())
@@ -203,8 +231,7 @@ class GeneratorClient:
         except ParleyError:
             raise
         except TimeoutError:
-            message = "No generator took the request in time; try again shortly."
-            raise Overloaded(message, retry_after=1.0) from None
+            raise _not_taken() from None
         except Exception as error:
             # Ray's own errors: the replica died, or none is there.
             logger.warning("A generator did not take %s: %r", stream.request_id, error)
@@ -241,7 +268,7 @@ class GeneratorClient:
         """Return the streams of each replica, and of those that were just lost more than of any."""
         now = time.monotonic()
         self._shunned = {name: until for name, until in self._shunned.items() if until > now}
-        return dict(+self._load) | dict.fromkeys(self._shunned, _LOST_LOAD)
+        return dict(+self._load) | dict.fromkeys(self._shunned, LOST_LOAD)
 
     async def _read(
         self, replica: str, channel: _Channel, calls: AsyncIterator[Admitted | Frame]
@@ -275,7 +302,7 @@ class GeneratorClient:
             if stream is None:
                 continue
             if finished.reason is FinishReason.HANDED_BACK:
-                self._leave(stream, "handed_back")
+                self._leave(stream, "handed_back", failed=finished.error_code is not None)
             else:
                 stream.finish(finished)
 
@@ -291,17 +318,24 @@ class GeneratorClient:
             if stream.replica == replica and not stream.ended:
                 if silent:
                     self._spawn(self._cancel(stream.request_id, replica))
-                self._leave(stream, "lost")
+                self._leave(stream, "lost", failed=True)
 
-    def _leave(self, stream: TokenStream, cause: _Cause) -> None:
-        """Take a stream off its replica, and let it go on elsewhere as often as it may."""
+    def _leave(self, stream: TokenStream, cause: _Cause, *, failed: bool) -> None:
+        """Take a stream off its replica, and let it go on elsewhere as often as it may.
+
+        Args:
+            stream: of this client.
+            cause: what is counted.
+            failed: whether the replica did, as it may at whatever else computes the stream.
+        """
         if stream.replica is not None:
             self._load[stream.replica] -= 1
             self._shunned[stream.replica] = time.monotonic() + self._silence_s
             stream.replica = None
-        if stream.wanted and stream.moves < self._max_moves:
+        stream.losses += failed
+        if stream.wanted and stream.losses <= self._max_moves:
             stream.moves += 1
-            self._spawn(self._move(stream, cause))
+            self._spawn(self._move(stream, cause), stream.origin)
         else:
             stream.fail(_lost())
 
@@ -317,7 +351,9 @@ class GeneratorClient:
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 else:
                     metrics.MOVES.labels(cause).inc()
-                    metrics.MOVE_SECONDS.observe(time.monotonic() - started)
+                    moving_s = time.monotonic() - started
+                    stream.moved(moving_s)
+                    metrics.MOVE_SECONDS.observe(moving_s)
                     return
             stream.fail(_lost())
         except ParleyError as error:
@@ -346,8 +382,10 @@ class GeneratorClient:
         except Exception:  # noqa: BLE001  (a replica that is gone runs nothing that could be cancelled)
             return
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+    def _spawn(
+        self, work: Coroutine[Any, Any, None], origin: Origin | None = None
+    ) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, context=detached(origin))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -358,6 +396,14 @@ async def _exhaust(calls: AsyncIterator[Admitted | Frame]) -> None:
     with suppress(Exception):  # it has said what it had to say; the frames come over another one
         async for _ in calls:
             pass
+
+
+class _NotTaken(Overloaded):
+    """No replica has said anything in time."""
+
+
+def _not_taken() -> _NotTaken:
+    return _NotTaken("No generator took the request in time; try again shortly.", retry_after=1.0)
 
 
 def _lost() -> GeneratorLost:

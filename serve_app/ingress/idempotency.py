@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from fastapi import Request, Response
 
-from serve_app.errors import CommitUnknown, InvalidRequest, StateUnavailable
+from serve_app.errors import CommitUnknown, InvalidRequest, ParleyError, StateUnavailable
 from serve_app.ingress.gate import tenant_of
 from serve_app.state.idempotency import Claim, IdempotencyStore
 
@@ -57,7 +58,8 @@ async def carry_out_once(
         conversation: id of the conversation that it is about; None if `subject` is that.
 
     Raises:
-        ParleyError: whatever `act` raises; the key is free again then.
+        ParleyError: whatever `act` raises. The key is free again then; if the outcome is unknown, for
+            the same request alone.
         IdempotencyMismatch: the key was used for another request.
         IdempotencyConflict: the first request under it is still being answered.
     """
@@ -72,25 +74,26 @@ async def carry_out_once(
         status, content_type, body = claim.answer
         return Response(body, status, REPLAYED, media_type=content_type)
     try:
-        response = await act(claim.subject)
-    except (CommitUnknown, StateUnavailable):
-        raise  # it may have been done: whoever asks again makes the same
-    except BaseException:
-        await _free(store, claim)
+        async with store.held(claim):
+            response = await act(claim.subject)
+            await store.answered(
+                tenant,
+                claim,
+                status=response.status_code,
+                content_type=response.headers.get("content-type", "application/json"),
+                body=bytes(response.body),
+                conversation=conversation or claim.subject,
+            )
+    except BaseException as error:
+        # Only a refusal says that nothing was done. After anything else whoever asks again makes the same.
+        refused = isinstance(error, ParleyError) and not isinstance(
+            error, CommitUnknown | StateUnavailable
+        )
+        await _let_go(store.free if refused else store.release, claim)
         raise
-    await store.answered(
-        tenant,
-        claim,
-        status=response.status_code,
-        content_type=response.headers.get("content-type", "application/json"),
-        body=bytes(response.body),
-        conversation=conversation or claim.subject,
-    )
     return response
 
 
-async def _free(store: IdempotencyStore, claim: Claim) -> None:
-    try:
-        await store.free(claim)
-    except StateUnavailable:
-        return  # it is free when its time in flight is over
+async def _let_go(how: Callable[[Claim], Awaitable[None]], claim: Claim) -> None:
+    with suppress(StateUnavailable):  # its lease runs out
+        await how(claim)

@@ -8,19 +8,19 @@ of them unsummarised asks for the summary again.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import secrets
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from serve_app.errors import ParleyError
-from serve_app.ingress.detokenizer import TokenTable
-from serve_app.ingress.generator_client import GeneratorClient
+from serve_app.ingress.models import Models
 from serve_app.ingress.replies import Generation
 from serve_app.ingress.stores import Stores
 from serve_app.messages.generation import FinishReason, GenerateRequest, SamplingParams
 from serve_app.state.profiles import NewFact
+from serve_app.telemetry import metrics
+from serve_app.telemetry.origin import Origin, detached
 
 __all__ = ["LAST_PRIORITY", "Remembering"]
 
@@ -38,17 +38,13 @@ class Remembering:
     """Remembers for one ingress replica, a few summaries at a time.
 
     Args:
-        generators: generate summaries.
-        table: the model's tokens.
+        models: generate summaries.
         dialogue: plans them; has `plan_summary`.
         stores: where they are kept.
     """
 
-    def __init__(
-        self, generators: GeneratorClient, table: TokenTable, dialogue: Any, stores: Stores
-    ) -> None:
-        self._generators = generators
-        self._table = table
+    def __init__(self, models: Models, dialogue: Any, stores: Stores) -> None:
+        self._models = models
         self._dialogue = dialogue
         self._stores = stores
         self._room = asyncio.Semaphore(_MOST_AT_ONCE)
@@ -58,15 +54,24 @@ class Remembering:
     def learn(self, tenant: str, user: str, facts: Sequence[NewFact], *, response: str) -> None:
         """Write what a stored turn has said of its user, in a while."""
         if facts:
-            self._spawn(self._learn(tenant, user, facts, response))
+            origin = Origin(request=response, tenant=tenant)
+            self._spawn(self._learn(tenant, user, facts, response), origin)
 
-    def summarise(self, tenant: str, conversation: str, item: str) -> None:
-        """Summarise a conversation up to an item, in a while; not if too much waits already."""
+    def summarise(self, tenant: str, conversation: str, item: str, model: str) -> None:
+        """Summarise a conversation up to an item, in a while; not if too much waits already.
+
+        Args:
+            tenant: whose conversation it is.
+            conversation: its id.
+            item: id of the last item that left the prompt.
+            model: key of the model that answers in it, which summarises it too.
+        """
         place = (tenant, conversation)
         if place in self._conversations or len(self._conversations) >= _MOST_WAITING:
             return
         self._conversations.add(place)
-        self._spawn(self._summarise(tenant, conversation, item))
+        origin = Origin(conversation=conversation, tenant=tenant)
+        self._spawn(self._summarise(tenant, conversation, item, model), origin)
 
     @property
     def busy(self) -> bool:
@@ -81,23 +86,27 @@ class Remembering:
     async def _learn(self, tenant: str, user: str, facts: Sequence[NewFact], response: str) -> None:
         try:
             await self._stores.profiles.learn(tenant, user, facts, response=response)
+            metrics.MEMORY_TASKS.labels("facts", "kept").inc()
         except ParleyError as error:
+            metrics.MEMORY_TASKS.labels("facts", "failed").inc()
             logger.warning("What %s says of its user was not kept: %s", response, error.code)
 
-    async def _summarise(self, tenant: str, conversation: str, item: str) -> None:
+    async def _summarise(self, tenant: str, conversation: str, item: str, model: str) -> None:
         try:
             async with self._room:
-                await self._summary(tenant, conversation, item)
+                await self._summary(tenant, conversation, item, model)
         except ParleyError as error:
+            metrics.MEMORY_TASKS.labels("summary", "failed").inc()
             logger.info("%s is summarised another time: %s", conversation, error.code)
         finally:
             self._conversations.discard((tenant, conversation))
 
-    async def _summary(self, tenant: str, conversation: str, item: str) -> None:
-        planned = await self._dialogue.plan_summary(tenant, conversation, item)
+    async def _summary(self, tenant: str, conversation: str, item: str, model: str) -> None:
+        planned = await self._dialogue.plan_summary(tenant, conversation, item, model)
         if planned is None:
             return
-        generation = Generation(self._generators, self._table, limit_s=_LIMIT_S)
+        # Not measured: it waits behind every request, and nobody waits for it.
+        generation = Generation(limit_s=_LIMIT_S, measured=False)
         request = GenerateRequest(
             request_id=f"summary_{secrets.token_hex(12)}",
             subscriber="",
@@ -108,7 +117,7 @@ class Remembering:
             ),
             priority=LAST_PRIORITY,
         )
-        await generation.open([request], ())
+        await generation.open(self._models.of(model), [request], ())
         try:
             (reply,) = await generation.replies()
         finally:
@@ -118,10 +127,11 @@ class Remembering:
             await self._stores.conversations.summaries.keep(
                 tenant, conversation, item, text, forgotten=planned.forgotten
             )
+            metrics.MEMORY_TASKS.labels("summary", "kept").inc()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        # An empty context: Serve cancels what was called on behalf of a request that has ended.
-        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+    def _spawn(self, work: Coroutine[Any, Any, None], origin: Origin) -> None:
+        # A context of its own: Serve cancels what was called on behalf of a request that has ended.
+        task = asyncio.get_running_loop().create_task(work, context=detached(origin))
         self._tasks.add(task)
         task.add_done_callback(self._over)
 

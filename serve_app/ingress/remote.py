@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -12,8 +13,10 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.errors import CommitUnknown, Overloaded, ParleyError
 from serve_app.messages.dialogue import CommitTurn, PersonaView, PlanTurn, SummaryPlan, TurnPlan
 from serve_app.messages.generation import GenerateRequest
-from serve_app.messages.tokenization import Message
+from serve_app.messages.tokenization import Message, TextEncoding
 from serve_app.routing.remote_call import answer_of
+from serve_app.telemetry.account import Spent
+from serve_app.telemetry.origin import current
 
 __all__ = ["RemoteDialogue", "RemoteGenerator", "RemoteTokenizer"]
 
@@ -27,24 +30,26 @@ class RemoteDialogue:
 
     async def plan(self, turn: PlanTurn) -> TurnPlan:
         """See `DialogueManager.plan`."""
-        return await self._call("plan", turn)
+        return await self._call("plan", replace(turn, origin=current()))
 
-    async def commit(self, turn: CommitTurn) -> None:
+    async def commit(self, turn: CommitTurn) -> Spent | None:
         """See `DialogueManager.commit`."""
         message = (
             "No answer came when this turn was to be stored: it may have been stored. Read the "
             "conversation's items before sending it again."
         )
         unanswered = CommitUnknown(message, param="conversation")
-        await self._call("commit", turn, unanswered=unanswered)
+        return await self._call("commit", replace(turn, origin=current()), unanswered=unanswered)
 
     async def persona(self, name: str | None) -> PersonaView:
         """See `DialogueManager.persona`."""
         return await self._call("persona", name)
 
-    async def plan_summary(self, tenant: str, conversation: str, item: str) -> SummaryPlan | None:
+    async def plan_summary(
+        self, tenant: str, conversation: str, item: str, model: str
+    ) -> SummaryPlan | None:
         """See `DialogueManager.plan_summary`."""
-        return await self._call("plan_summary", tenant, conversation, item)
+        return await self._call("plan_summary", tenant, conversation, item, model)
 
     async def state_reachable(self) -> bool:
         """Whether Redis answers."""
@@ -70,18 +75,27 @@ class RemoteTokenizer:
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """See `ChatTokenizer.encode`."""
-        return await self._call("encode", text, add_special_tokens=add_special_tokens)
+        return await self._call(
+            "encode", text, add_special_tokens=add_special_tokens, origin=current()
+        )
+
+    async def encode_text(self, text: str) -> TextEncoding:
+        """See `ChatTokenizer.encode_text`."""
+        return await self._call("encode_text", text, origin=current())
 
     async def decode(self, tokens: tuple[int, ...]) -> str:
         """See `ChatTokenizer.decode`."""
-        return await self._call("decode", tokens)
+        return await self._call("decode", tokens, origin=current())
 
     async def encode_chat(
         self, messages: tuple[Message, ...], *, add_generation_prompt: bool = True
     ) -> Any:
         """See `ChatTokenizer.encode_chat`."""
         return await self._call(
-            "encode_chat", messages, add_generation_prompt=add_generation_prompt
+            "encode_chat",
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            origin=current(),
         )
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:

@@ -8,64 +8,38 @@ it is, it ends in one event. What is not stored ends with its reader.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
+from serve_app.api.account import account_object
 from serve_app.api.errors import as_parley_error
 from serve_app.api.ids import message_id
 from serve_app.api.items import new_items
 from serve_app.api.reply import Extras, Reply, Usage
 from serve_app.api.response_object import ResponseObject
 from serve_app.api.response_stream import ResponseStreamEncoder
-from serve_app.api.responses import ResponseRequest
 from serve_app.errors import ClientGone, ParleyError, ResponseCancelled, StateUnavailable
+from serve_app.ingress.asked import Asked
+from serve_app.ingress.inference_span import Inference
 from serve_app.ingress.replies import Generation
 from serve_app.ingress.services import Services, random_seed
 from serve_app.messages.dialogue import CommitTurn, Item, PlanTurn, TurnPlan
 from serve_app.messages.generation import FinishReason, GenerateRequest
 from serve_app.state.records import Record
 from serve_app.state.turns import TurnBegin, cancelled, lost
-from serve_app.telemetry import metrics
+from serve_app.telemetry.origin import current, detached
+from serve_app.telemetry.outcomes import count_error
+from serve_app.telemetry.tracing import takes_text
 
-__all__ = ["Asked", "ResponseRun"]
+__all__ = ["ResponseRun"]
 
 logger = logging.getLogger("ray.serve")
 
 _FIRST_PAUSE_S = 0.03
 _LONGEST_PAUSE_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What is asked for, and where it is kept.
-
-    Attributes:
-        tenant: whose it is.
-        request: as it came.
-        response: id of the response.
-        place: the conversation that the turn belongs to, known to clients or not; None for what is
-            on its own.
-        stored: whether the response is kept.
-        claim: key of the idempotency record that led here.
-        created: Unix seconds.
-    """
-
-    tenant: str
-    request: ResponseRequest
-    response: str
-    place: str | None
-    stored: bool
-    claim: str | None
-    created: int
-
-    @property
-    def joins(self) -> bool:
-        """Whether the turn becomes part of a conversation."""
-        return self.stored or self.request.conversation is not None
 
 
 class ResponseRun:
@@ -78,6 +52,7 @@ class ResponseRun:
 
     Attributes:
         asked: what is asked for.
+        account: of the request that asked.
         events: encoded, all that there are by now.
         final: the response as it ended, once it has.
         error: why it failed, if it has.
@@ -93,8 +68,12 @@ class ResponseRun:
         self.error: ParleyError | None = None
         self.over = False
         self._services = services
+        self._model = services.models.of(asked.model)
         self._tell_over = over
         self._generation: Generation = services.generation()
+        self.account = self._generation.account
+        self.account.begin("responses", asked.response, self._model.name)
+        self.account.hold()
         self._base: str | None = None
         self._state: dict[str, Any] | None = None
         self._begun = False
@@ -107,10 +86,10 @@ class ResponseRun:
             asked.request.to_messages(), created=asked.created, response=asked.response
         )
         self._set_stored(asked)
-        # An empty context: Serve cancels what was called on behalf of a request whose client has
+        # A context of its own: Serve cancels what was called on behalf of a request whose client has
         # left, and this goes on.
         self._task = asyncio.get_running_loop().create_task(
-            self._run(), context=contextvars.Context()
+            self._run(), context=detached(current())
         )
         self._inner: asyncio.Task[None] | None = None
 
@@ -195,7 +174,7 @@ class ResponseRun:
             request,
             response=asked.response,
             item=message_id(),
-            model=self._services.model.model,
+            model=self._model.name,
             created=asked.created,
             stored=asked.stored,
             defaults=self._services.sampling_defaults,
@@ -223,6 +202,8 @@ class ResponseRun:
         finally:
             self._services.stores.journal.forget(self.response)
             self.over = True
+            self.account.error = None if error is None else error.code
+            self.account.release()
             if not self._accepted.done():
                 self._accepted.set_exception(error or lost())
                 self._accepted.exception()  # whoever asked may be gone
@@ -270,7 +251,11 @@ class ResponseRun:
     async def _generated(self, plan: TurnPlan) -> tuple[Reply, Usage]:
         """Have the model write the reply, publishing it as it comes."""
         generation, request = self._generation, self.asked.request
-        await generation.open([self._generate_request(plan)], request.stop)
+        with self.account.stage("submit"):
+            asked = self._generate_request(plan)
+        said = (request.to_messages() or plan.asked) if takes_text() else ()
+        inference = Inference("chat", self._model.name, said, request.stream, request.stop)
+        await generation.open(self._model, [asked], request.stop, inference)
         self._publish(self._encoder.start())
         self._accept()
         async for _, deltas in generation.deltas():
@@ -284,6 +269,7 @@ class ResponseRun:
 
     def _fixed(self, words: str) -> tuple[Reply, Usage]:
         """Publish a reply of fixed words, which costs no tokens."""
+        self.account.generated(time.perf_counter())
         self._publish([*self._encoder.start(), self._encoder.delta(words)])
         self._accept()
         return Reply(words, FinishReason.STOP), Usage(0, 0, 0)
@@ -294,7 +280,7 @@ class ResponseRun:
         if (user := asked.request.user_name) is not None:
             remembering.learn(asked.tenant, user, plan.facts, response=asked.response)
         if plan.unsummarised is not None and asked.place is not None:
-            remembering.summarise(asked.tenant, asked.place, plan.unsummarised)
+            remembering.summarise(asked.tenant, asked.place, plan.unsummarised, asked.model)
 
     async def _planned(self) -> TurnPlan:
         pause = _FIRST_PAUSE_S
@@ -303,7 +289,8 @@ class ResponseRun:
             if not plan.waits:
                 return plan
             self._wait_in_background()
-            await asyncio.sleep(pause)
+            with self.account.stage("turn"):
+                await asyncio.sleep(pause)
             pause = min(1.5 * pause, _LONGEST_PAUSE_S)
 
     async def _plan(self) -> TurnPlan:
@@ -318,20 +305,27 @@ class ResponseRun:
             begin=self._begin(),
             persona=request.persona,
             takes_persona=True,
+            model=asked.model,
         )
         try:
-            plan = await self._services.dialogue.plan(turn)
+            plan = await self._plan_for(turn)
         except StateUnavailable:
             if not self._may_go_unstored():
                 raise
             self.asked = replace(asked, stored=False, place=None)
             self._set_stored(self.asked)
-            return await self._services.dialogue.plan(replace(turn, conversation=None, begin=None))
+            return await self._plan_for(replace(turn, conversation=None, begin=None))
         if turn.begin is not None and not self._begun:
             self._begun = True
             self._services.stores.journal.keep(self, events=asked.stored)
         if request.background and not plan.waits:
             self._wait_in_background()
+        return plan
+
+    async def _plan_for(self, turn: PlanTurn) -> TurnPlan:
+        with self.account.hop("plan") as hop:
+            plan = await self._services.dialogue.plan(turn)
+            hop.answered(plan)
         return plan
 
     def _begin(self) -> TurnBegin | None:
@@ -353,6 +347,7 @@ class ResponseRun:
             new=not (request.previous_response_id or request.replaces or request.conversation),
             chosen=request.on_busy is not None,
             persona=request.persona or self._services.settings.dialogue.default_persona,
+            model=request.model,
             again=self._begun,
         )
 
@@ -365,7 +360,7 @@ class ResponseRun:
 
     @property
     def _owner(self) -> str:
-        return self._services.generators.subscriber
+        return self._services.owner
 
     def _generate_request(self, plan: TurnPlan) -> GenerateRequest:
         request, services = self.asked.request, self._services
@@ -378,7 +373,7 @@ class ResponseRun:
             prompt=plan.prompt,
             sampling=request.sampling(
                 max_tokens=plan.max_tokens,
-                vocab_size=services.model.vocab_size,
+                vocab_size=self._model.info.vocab_size,
                 defaults=defaults,
                 seed=random_seed(),
             ),
@@ -416,18 +411,18 @@ class ResponseRun:
             response=self.response,
             created_at=int(time.time()),
         )
-        await self._services.dialogue.commit(
-            CommitTurn(
-                tenant=self.tenant,
-                conversation=self.asked.place or "",
-                response=self.response,
-                items=(*self._input, answer),
-                owner=self._owner,
-                base=self._base,
-                record=self._record(final) if self.asked.stored else None,
-                state=self._state,
-            )
+        turn = CommitTurn(
+            tenant=self.tenant,
+            conversation=self.asked.place or "",
+            response=self.response,
+            items=(*self._input, answer),
+            owner=self._owner,
+            base=self._base,
+            record=self._record(final) if self.asked.stored else None,
+            state=self._state,
         )
+        with self.account.hop("commit") as hop:
+            hop.answered(await self._services.dialogue.commit(turn))
 
     async def _repeat(self) -> None:
         """Tell again what an earlier run of the same response has stored."""
@@ -445,7 +440,7 @@ class ResponseRun:
                 await self._settle(responses.abandon(self.tenant, self.response, self._owner))
             return
         if self._streamed or self.asked.request.background:
-            metrics.ERRORS.labels(error.code).inc()
+            count_error(error)
         ended_by_someone = isinstance(error, ResponseCancelled)
         text = self._encoder.text
         final = self._encoder.cancelled() if ended_by_someone else self._encoder.failed(error)
@@ -479,6 +474,9 @@ class ResponseRun:
 
     def _conclude(self, final: dict[str, Any]) -> None:
         self.final = final
+        if self.asked.request.include_timing:
+            timing = account_object(self.account.snapshot())
+            final = final | {"parley": final["parley"] | {"timing": timing}}
         self._publish(self._encoder.end(final))
 
     def _publish(self, events: list[bytes]) -> None:

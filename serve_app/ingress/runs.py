@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from serve_app.ingress.response_run import Asked, ResponseRun
+from serve_app.ingress.asked import Asked
+from serve_app.ingress.response_run import ResponseRun
 from serve_app.ingress.services import Services
 
 __all__ = ["Runs"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from serve_app.settings import Settings
+from serve_app.state.accounts import AccountStore
 from serve_app.state.connection import RedisPool
 from serve_app.state.conversation_scripts import ConversationScripts
 from serve_app.state.conversations import ConversationStore
@@ -16,7 +17,9 @@ from serve_app.state.sealing import Seal
 
 __all__ = ["Stores"]
 
-_SPARE_S = 60.0
+# Whoever carries out a request with an Idempotency-Key and is not heard of for so long is dead. Redis
+# is given up after `redis.timeout_s`, so a renewal is late by as much and no more.
+_LEASE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class Stores:
         journal: what this replica's responses say, while they are made.
         idempotency: what was answered under idempotency keys.
         profiles: what users have said of themselves.
+        accounts: where the time of recent requests went.
     """
 
     conversations: ConversationStore
@@ -36,6 +40,7 @@ class Stores:
     journal: JournalWriter
     idempotency: IdempotencyStore
     profiles: ProfileStore
+    accounts: AccountStore
 
     @classmethod
     def over(cls, redis: RedisPool, settings: Settings, seal: Seal, *, owner: str) -> Stores:
@@ -64,7 +69,7 @@ class Stores:
                 key_prefix=prefix,
                 settings=settings.responses,
                 seal=seal,
-                in_flight_s=_SPARE_S,
+                lease_s=_LEASE_S,
             ),
             profiles=ProfileStore(
                 redis,
@@ -72,5 +77,11 @@ class Stores:
                 ttl_s=dialogue.profile_ttl_s,
                 max_facts=dialogue.profile_facts,
                 seal=seal,
+            ),
+            accounts=AccountStore(
+                redis,
+                key_prefix=prefix,
+                ttl_s=settings.accounts.ttl_s,
+                most=settings.accounts.kept,
             ),
         )

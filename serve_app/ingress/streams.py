@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 from serve_app.errors import ParleyError
 from serve_app.messages.generation import Begun, Finished, GenerateRequest, TokenLogprobs
+from serve_app.telemetry.origin import Origin
 
-__all__ = ["Arrived", "TokenStream"]
+__all__ = ["Arrived", "StreamTimes", "TokenStream"]
 
 
 @dataclass(slots=True)
@@ -28,6 +29,27 @@ class Arrived:
     finished: Finished | None
 
 
+@dataclass(frozen=True, slots=True)
+class StreamTimes:
+    """How long what parts of a stream took, as the generators tell it that had it.
+
+    Attributes:
+        queue_s: seconds to a slot.
+        prefill_s: seconds from there to the reply's first token.
+        decode_s: seconds from there to the last one, of a stream that stayed where it was.
+        moving_s: seconds in which nobody had it.
+        moving_before_s: those of them before its first token.
+        redone_s: seconds that the last generator of a stream that moved took to get to where it was.
+    """
+
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+    moving_s: float
+    moving_before_s: float
+    redone_s: float
+
+
 class TokenStream:
     """Tokens pushed by the frames' reader, pulled by the request's own task.
 
@@ -37,7 +59,10 @@ class TokenStream:
         number: the stream's in frames, given anew with each try to submit it.
         replica: unique id of the replica that has it; None while none does.
         moves: how often it has left a replica.
+        losses: how often that was because the replica failed: what a stream may have caused itself.
         wanted: False once it has been cancelled or closed, so that nobody lets it go on elsewhere.
+        begun_at: when the reply's first token came, in `time.perf_counter` seconds; None before.
+        finished_at: when the generator's word came that it has ended, likewise.
     """
 
     __slots__ = (
@@ -47,9 +72,15 @@ class TokenStream:
         "_finished",
         "_handed_out",
         "_logprobs",
+        "_moving_before_s",
+        "_moving_s",
         "_request",
         "_tokens",
+        "_told",
         "_waiter",
+        "begun_at",
+        "finished_at",
+        "losses",
         "moves",
         "number",
         "replica",
@@ -60,6 +91,7 @@ class TokenStream:
         self.number = 0
         self.replica: str | None = None
         self.moves = 0
+        self.losses = 0
         self.wanted = True
         self._request = request
         limit_s = request.timeout_s
@@ -69,6 +101,11 @@ class TokenStream:
         self._logprobs: list[TokenLogprobs | None] = []
         self._begun: Begun | None = None
         self._finished: Finished | None = None
+        self.begun_at: float | None = None
+        self.finished_at: float | None = None
+        self._told: Finished | None = None
+        self._moving_s = 0.0
+        self._moving_before_s = 0.0
         self._error: ParleyError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -80,6 +117,11 @@ class TokenStream:
         """
         name = self._request.request_id
         return f"{name}+{self.moves}" if self.moves else name
+
+    @property
+    def origin(self) -> Origin | None:
+        """What it is generated for."""
+        return self._request.origin
 
     @property
     def left_s(self) -> float:
@@ -119,6 +161,36 @@ class TokenStream:
     def begin(self, begun: Begun) -> None:
         """Take note of what the replica that began the reply says of it."""
         self._begun = begun
+        self.begun_at = time.perf_counter()
+        self._moving_before_s = self._moving_s
+
+    def moved(self, moving_s: float) -> None:
+        """Take note that another replica has it, after so many seconds in which none had."""
+        self._moving_s += moving_s
+
+    @property
+    def times(self) -> StreamTimes:
+        """How long it took; call it once it has finished.
+
+        Raises:
+            ValueError: it hasn't.
+        """
+        told, begun = self._told, self._begun
+        if told is None:
+            msg = f"{self.request_id} has not finished, so nobody knows how long it took."
+            raise ValueError(msg)
+        before_s = self._moving_s if begun is None else self._moving_before_s
+        moved_since = self._moving_s > before_s
+        # A replica of the version before doesn't say how long its prefill took.
+        prefill_s = getattr(begun, "prefill_s", 0.0) if moved_since else told.prefill_s
+        return StreamTimes(
+            queue_s=begun.queue_s if moved_since and begun is not None else told.queue_s,
+            prefill_s=prefill_s,
+            decode_s=told.decode_s,
+            moving_s=self._moving_s,
+            moving_before_s=before_s,
+            redone_s=told.queue_s + told.prefill_s if moved_since else 0.0,
+        )
 
     def finish(self, finished: Finished) -> None:
         """Mark the end; tokens pushed before are still handed out.
@@ -126,6 +198,7 @@ class TokenStream:
         The account is that of the replica that began the reply: what a later one found in its cache,
         or waited for, is not what the request cost.
         """
+        self._told, self.finished_at = finished, time.perf_counter()
         if self.moves and self._begun is not None:
             finished = replace(
                 finished, cached_tokens=self._begun.cached_tokens, queue_s=self._begun.queue_s

@@ -26,6 +26,7 @@ _LEVELS = {
     "level_plain": _PLAIN,
     "level_avx2": "x86_64_v3",
     "level_vnni": "x86_64_v4+avx512vnni",
+    "level_amx": "x86_64_v4+avx512vnni+amx_tile+amx_int8",
 }
 # No multiply-add that isn't written as one: every level shall compute the same bits.
 _FLAGS = [

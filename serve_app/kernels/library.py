@@ -10,7 +10,7 @@ from typing import Any, Literal
 __all__ = ["DOMAIN", "Level", "available", "level", "register", "use_level"]
 
 DOMAIN = "parley"
-Level = Literal["vnni", "avx2", "plain"]
+Level = Literal["amx", "vnni", "avx2", "plain"]
 
 _PATH = Path(__file__).parent / "libparley_kernels.so"
 

@@ -8,13 +8,15 @@
 #include <string.h>
 
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #define EXPORT __attribute__((visibility("default")))
 
 /* Parts of a job per thread: enough that one who is held up leaves the rest to the others. */
 enum { PARTS = 4, FEW_ROWS = 4, MOST_HEAD_DIM = 1024 };
 
-extern const Level level_vnni, level_avx2, level_plain;
+extern const Level level_amx, level_vnni, level_avx2, level_plain;
 static const Level *level;
 
 /* Operators come one at a time, and share what they need in between; sessions in other threads wait. */
@@ -98,7 +100,8 @@ static void multiply_groups(void *data, int index) {
 
 static int run_linear(Linear *job, size_t rows) {
     size_t quads = job->inputs / 4;
-    job->tile_count = (int)((rows + TILE_ROWS - 1) / TILE_ROWS);
+    size_t tile_rows = (size_t)job->level->tile_rows;
+    job->tile_count = (int)((rows + tile_rows - 1) / tile_rows);
     size_t row_bytes = quads * sizeof(int32_t) + job->blocks * (sizeof(float) + sizeof(int32_t));
     uint8_t *memory = take_scratch(aligned(job->tile_count * sizeof(Tile)) + rows * row_bytes);
     if (!memory) return 0;
@@ -122,6 +125,12 @@ static int run_linear(Linear *job, size_t rows) {
     return 1;
 }
 
+/* Rows that share their passes over the cache. */
+typedef struct {
+    size_t row;
+    int rows;
+} Span;
+
 typedef struct {
     const Level *level;
     size_t rows, heads, kv_heads, dim, max_len, window, score_bytes;
@@ -130,7 +139,8 @@ typedef struct {
     _Float16 *keys, *values;
     const int32_t *slots, *positions;
     float *queries, *out;
-    size_t rows_at_once, pairs_at_once;
+    Span *spans;
+    size_t span_count, rows_at_once, pairs_at_once;
 } Attention;
 
 static void enter_row(const Attention *job, size_t row) {
@@ -163,11 +173,11 @@ static void enter_rows(void *data, int index) {
     for (size_t row = first; row < last && row < job->rows; row++) enter_row(job, row);
 }
 
-static void attend_row(const Attention *job, size_t row, size_t head) {
-    size_t dim = job->dim;
-    size_t last = (size_t)job->positions[row], group = job->heads / job->kv_heads;
+static void attend_span(const Attention *job, Span span, size_t head) {
+    size_t dim = job->dim, row_stride = job->heads * dim;
+    size_t last = (size_t)job->positions[span.row], group = job->heads / job->kv_heads;
     size_t first = job->window && last >= job->window ? last - job->window + 1 : 0;
-    size_t plane = ((size_t)job->slots[row] * job->kv_heads + head) * job->max_len * dim;
+    size_t plane = ((size_t)job->slots[span.row] * job->kv_heads + head) * job->max_len * dim;
     static _Thread_local float *scores;
     static _Thread_local size_t score_bytes;
     if (score_bytes < job->score_bytes) {
@@ -177,29 +187,50 @@ static void attend_row(const Attention *job, size_t row, size_t head) {
         if (!scores) abort();
     }
     for (size_t query = 0; query < group; query += MOST_HEADS) {
-        size_t at = (row * job->heads + head * group + query) * dim;
+        size_t at = span.row * row_stride + (head * group + query) * dim;
         int heads = (int)(group - query < MOST_HEADS ? group - query : MOST_HEADS);
-        job->level->attend(job->queries + at, heads, dim, job->keys + plane, job->values + plane, first, last, scores,
-                           job->out + at);
+        job->level->attend(job->queries + at, span.rows, heads, row_stride, dim, job->keys + plane, job->values + plane,
+                           first, last, scores, job->out + at);
     }
 }
 
-static void attend_rows(void *data, int index) {
+static void attend_spans(void *data, int index) {
     const Attention *job = data;
     size_t first = (size_t)index * job->pairs_at_once, last = first + job->pairs_at_once;
-    for (size_t pair = first; pair < last && pair < job->rows * job->kv_heads; pair++)
-        attend_row(job, pair / job->kv_heads, pair % job->kv_heads);
+    for (size_t pair = first; pair < last && pair < job->span_count * job->kv_heads; pair++)
+        attend_span(job, job->spans[pair / job->kv_heads], pair % job->kv_heads);
+}
+
+/* Put rows at successive positions of one sequence together, as far as they share a pass and see from one position on. */
+static void find_spans(Attention *job) {
+    size_t group = job->heads / job->kv_heads;
+    int heads = (int)(group < MOST_HEADS ? group : MOST_HEADS), most = job->level->lines / heads;
+    most = most < 1 ? 1 : most < MOST_SPAN ? most : MOST_SPAN;
+    job->span_count = 0;
+    for (size_t row = 0; row < job->rows; row++) {
+        Span *open = job->span_count ? &job->spans[job->span_count - 1] : NULL;
+        if (open && open->rows < most && job->slots[row] == job->slots[row - 1] &&
+            job->positions[row] == job->positions[row - 1] + 1 &&
+            (!job->window || (size_t)job->positions[row] < job->window))
+            open->rows++;
+        else
+            job->spans[job->span_count++] = (Span){row, 1};
+    }
 }
 
 static int run_attention(Attention *job) {
-    job->queries = take_scratch(job->rows * job->heads * job->dim * sizeof(float));
-    if (!job->queries) return 0;
-    size_t pairs = job->rows * job->kv_heads; /* of a row and a head of the cache */
+    size_t query_bytes = aligned(job->rows * job->heads * job->dim * sizeof(float));
+    uint8_t *memory = take_scratch(query_bytes + job->rows * sizeof(Span));
+    if (!memory) return 0;
+    job->queries = (float *)memory;
+    job->spans = (Span *)(memory + query_bytes);
+    find_spans(job);
+    size_t pairs = job->span_count * job->kv_heads; /* of a span and a head of the cache */
     job->rows_at_once = at_once(job->rows, PARTS);
     job->pairs_at_once = at_once(pairs, PARTS * PARTS); /* more and smaller parts, for they differ in length */
-    job->score_bytes = (job->max_len + 2 * TILE_KEYS) * MOST_HEADS * sizeof(float);
+    job->score_bytes = (job->max_len + 2 * TILE_KEYS) * MOST_HEADS * MOST_SPAN * sizeof(float);
     pool_run(enter_rows, job, (int)((job->rows + job->rows_at_once - 1) / job->rows_at_once));
-    pool_run(attend_rows, job, (int)((pairs + job->pairs_at_once - 1) / job->pairs_at_once));
+    pool_run(attend_spans, job, (int)((pairs + job->pairs_at_once - 1) / job->pairs_at_once));
     return 1;
 }
 
@@ -410,10 +441,17 @@ static int in_memory(const CustomOp *op, size_t at) { return (void)op, (void)at,
     }
 static const CustomOp operators[] = {OPERATOR(linear, five), OPERATOR(embed, two), OPERATOR(attention, nine)};
 
+/* Ask the system for AMX's tiles, whose registers it keeps for those alone who asked. The request holds for every
+ * thread of the process, and one that is repeated costs nothing. */
+static int may_use_tiles(void) {
+    enum { REQUEST = 0x1023, TILES = 18 };
+    return syscall(SYS_arch_prctl, REQUEST, TILES) == 0;
+}
+
 /* Say which levels the processor has, all of x86-64-v3 or v4 among them, and the system keeps the registers of. */
-static void look_at_processor(int *avx2, int *vnni) {
+static void look_at_processor(int *avx2, int *vnni, int *amx) {
     unsigned a, b, c, d, low = 0, high = 0;
-    *avx2 = *vnni = 0;
+    *avx2 = *vnni = *amx = 0;
     if (!__get_cpuid(0x80000001, &a, &b, &c, &d) || !(c & bit_LZCNT)) return;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return;
     int has = (c & bit_FMA) && (c & bit_F16C) && (c & bit_MOVBE) && (c & bit_OSXSAVE);
@@ -422,13 +460,15 @@ static void look_at_processor(int *avx2, int *vnni) {
     *avx2 = (low & 0x6) == 0x6 && (b & bit_AVX2) && (b & bit_BMI) && (b & bit_BMI2);
     *vnni = *avx2 && (low & 0xe6) == 0xe6 && (b & bit_AVX512F) && (b & bit_AVX512BW) && (b & bit_AVX512DQ) &&
             (b & bit_AVX512VL) && (b & bit_AVX512CD) && (c & bit_AVX512VNNI);
+    *amx = *vnni && (low & 0x60000) == 0x60000 && (d >> 24 & 1) && (d >> 25 & 1); /* its tiles, and their int8 */
 }
 
-/* Choose the widest instructions that the processor has, or those of a name: "vnni", "avx2" or "plain".
+/* Choose the widest instructions that the processor has, or those of a name: "amx", "vnni", "avx2" or "plain".
  * Returns the name of the choice, or NULL where the processor can't follow it. */
 EXPORT const char *parley_use_level(const char *name) {
-    int avx2, vnni;
-    look_at_processor(&avx2, &vnni);
+    int avx2, vnni, amx;
+    look_at_processor(&avx2, &vnni, &amx);
+    if (amx && (!name || !strcmp(name, "amx")) && may_use_tiles()) return level = &level_amx, "amx";
     if (vnni && (!name || !strcmp(name, "vnni"))) return level = &level_vnni, "vnni";
     if (avx2 && (!name || !strcmp(name, "avx2"))) return level = &level_avx2, "avx2";
     if (!name || !strcmp(name, "plain")) return level = &level_plain, "plain";

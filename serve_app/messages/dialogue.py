@@ -8,6 +8,8 @@ from typing import Any
 from serve_app.messages.tokenization import Message
 from serve_app.state.profiles import NewFact
 from serve_app.state.turns import TurnBegin
+from serve_app.telemetry.account import Spent
+from serve_app.telemetry.origin import Origin
 
 __all__ = ["NOBODY", "CommitTurn", "Item", "PersonaView", "PlanTurn", "SummaryPlan", "TurnPlan"]
 
@@ -27,6 +29,8 @@ class PlanTurn:
         persona: name of the persona that answers this turn; None takes the conversation's, else the
             settings'.
         takes_persona: whether a persona answers at all; chat completions have none.
+        model: key of the model that is to answer; "" is the first.
+        origin: what it is done for, in logs and traces.
     """
 
     tenant: str
@@ -38,6 +42,8 @@ class PlanTurn:
     begin: TurnBegin | None = None
     persona: str | None = None
     takes_persona: bool = False
+    model: str = ""
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,7 @@ class TurnPlan:
         state: what is known of the conversation behind the turn; goes into `CommitTurn`.
         facts: what the user has said of themselves, to be kept once the turn is stored.
         unsummarised: id of the last item that left the prompt and is in no summary; None if none is.
+        spent: the time that planning took.
     """
 
     prompt: tuple[int, ...] = ()
@@ -77,6 +84,7 @@ class TurnPlan:
     state: dict[str, Any] | None = None
     facts: tuple[NewFact, ...] = ()
     unsummarised: str | None = None
+    spent: Spent | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +121,7 @@ class CommitTurn:
         base: id of the item behind which it goes; None takes the conversation's head.
         record: the response as it ended, to be kept with the turn; None keeps none.
         state: what is known of the conversation behind the turn, as it was planned.
+        origin: what it is done for, in logs and traces.
     """
 
     tenant: str
@@ -123,6 +132,7 @@ class CommitTurn:
     base: str | None = None
     record: dict[str, Any] | None = None
     state: dict[str, Any] | None = None
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)

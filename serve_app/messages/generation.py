@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from serve_app.telemetry.origin import Origin
+
 __all__ = [
     "Admitted",
     "Begun",
@@ -93,6 +95,7 @@ class GenerateRequest:
         moves: how often the stream has gone from one replica to another. One that has moved is part of
             a reply that somebody is reading: it goes before those that wait, and no full queue
             refuses it.
+        origin: what it is done for, in logs and traces.
     """
 
     request_id: str
@@ -105,6 +108,7 @@ class GenerateRequest:
     timeout_s: float | None = None
     affinity: str | None = None
     moves: int = 0
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +132,13 @@ class Begun:
         stream: the subscriber's number.
         cached_tokens: prompt tokens that came from the prefix cache.
         queue_s: seconds from submission to admission into a slot.
+        prefill_s: seconds from admission to the first token.
     """
 
     stream: int
     cached_tokens: int
     queue_s: float
+    prefill_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +154,7 @@ class Finished:
         queue_s: seconds from submission to admission into a slot.
         prefill_s: seconds from admission to the first token.
         decode_s: seconds from the first token to the last.
-        error_code: the stable code when `reason` is ERROR.
+        error_code: the stable code when `reason` is ERROR, or HANDED_BACK by a replica that failed.
         error_message: the sentence when `reason` is ERROR.
     """
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-__all__ = ["ChatEncoding", "Message", "TokenizerInfo"]
+__all__ = ["ChatEncoding", "Message", "TextEncoding", "TokenizerInfo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,26 @@ class ChatEncoding:
         message_tokens: tokens each message accounts for, aligned with the messages; together with
             `overhead` they sum to `len(tokens)` or slightly more (merges across borders).
         overhead: tokens that belong to no message (BOS, generation prompt).
+        encode_s: seconds that it took.
     """
 
     tokens: tuple[int, ...]
     message_tokens: tuple[int, ...]
     overhead: int
+    encode_s: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TextEncoding:
+    """An encoded text.
+
+    Attributes:
+        tokens: its ids.
+        encode_s: seconds that it took.
+    """
+
+    tokens: tuple[int, ...]
+    encode_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

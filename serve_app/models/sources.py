@@ -9,7 +9,7 @@ from serve_app.errors import ModelError
 from serve_app.models.bundled import BUNDLED, bundled_model
 from serve_app.models.checkpoint import Checkpoint, Progress, no_progress
 
-__all__ = ["gguf_file_of", "open_checkpoint"]
+__all__ = ["gguf_file_of", "open_checkpoint", "require_source"]
 
 _GGUF = ".gguf"
 
@@ -26,6 +26,36 @@ def gguf_file_of(source: str) -> Path | None:
         return bundled_model()
     path = Path(source).expanduser().absolute()
     return path if path.suffix.lower() == _GGUF and path.is_file() else None
+
+
+def require_source(source: str) -> re.Match[str] | None:
+    """Make sure that a source can be a model, without reading or downloading one.
+
+    Args:
+        source: see `open_checkpoint`.
+
+    Returns:
+        The parts of a hub's name, whose model may be there or not; None for what lies on the disk.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    if gguf_file_of(source) is not None:
+        return None
+    path = Path(source).expanduser().absolute()
+    if path.is_dir():
+        return None
+    if path.is_file():
+        msg = f"{path} is neither a .gguf file nor a folder of safetensors."
+        raise ModelError(msg)
+    match = _HUB_NAME.fullmatch(source)
+    if match is None or path.suffix.lower() in (_GGUF, ".safetensors"):
+        msg = (
+            f"There is no model at {source}; name `{BUNDLED}`, a .gguf file, a folder of "
+            "safetensors, or a hub name like org/name."
+        )
+        raise ModelError(msg)
+    return match
 
 
 def open_checkpoint(
@@ -50,19 +80,9 @@ def open_checkpoint(
         return GgufCheckpoint(file, source=BUNDLED if source == BUNDLED else None)
     from serve_app.models.safetensors_checkpoint import SafetensorsCheckpoint
 
-    path = Path(source).expanduser().absolute()
-    if path.is_dir():
-        return SafetensorsCheckpoint(path)
-    if path.is_file():
-        msg = f"{path} is neither a .gguf file nor a folder of safetensors."
-        raise ModelError(msg)
-    match = _HUB_NAME.fullmatch(source)
-    if match is None or path.suffix.lower() in (_GGUF, ".safetensors"):
-        msg = (
-            f"There is no model at {source}; name `{BUNDLED}`, a .gguf file, a folder of "
-            "safetensors, or a hub name like org/name."
-        )
-        raise ModelError(msg)
+    match = require_source(source)
+    if match is None:
+        return SafetensorsCheckpoint(Path(source).expanduser().absolute())
     from serve_app.models.hub import download
 
     repository = match["repository"]

@@ -30,7 +30,7 @@ from serve_app.operations.kinds import (
     Kind,
     Object,
 )
-from serve_app.operations.masking import Masks
+from serve_app.operations.masked_objects import ObjectMasks
 from serve_app.operations.request_logs import LOG_FOLDER
 from serve_app.operations.status import look
 
@@ -86,7 +86,7 @@ def write_bundle(
     missing: list[str] = []
     versions = _versions(api)
     secrets = _collected(SECRETS.resource, partial(api.find, SECRETS), missing)
-    masks = Masks(value for one in secrets for value in _values(one))
+    masks = ObjectMasks(value for one in secrets for value in _values(one))
     collected: dict[str, str] = {"versions.json": _pretty(versions)}
     kinds = {kind.resource: kind for kind in SUPPORT_KINDS}
     total = len(kinds) + 3

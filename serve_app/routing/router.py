@@ -7,16 +7,12 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ray.serve._private.common import ReplicaID
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
+from serve_app.routing.pool_choice import LOAD_BOUND, SeenReplica, see_pool
+
 __all__ = ["GeneratorRouter", "rank_replicas"]
-
-LOAD_BOUND = 1.25
-"""A preferred replica may carry this many times the mean load, plus one stream.
-
-Source: Mirrokni, Thorup, Zadimoghaddam 2018, "Consistent Hashing with Bounded Loads".
-"""
-
 
 # Conversations whose replica is remembered; one takes some hundred bytes.
 _MOST_HOMES = 65536
@@ -65,12 +61,37 @@ class GeneratorRouter(RequestRouter):  # type: ignore[misc]
     streams per replica, fresher than what replicas publish; `affinity` is the stream's key.
 
     A conversation that once had to go elsewhere stays there: its last turn is in that cache.
+
+    What it sees of the replicas is also what chooses between the pools of a model.
     """
 
     def initialize_state(self, **_: object) -> None:
         """Begin without a memory; Serve calls this once."""
         # The replica that each key went to last, least recently used first.
         self._homes: OrderedDict[str, str] = OrderedDict()
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """Take the replicas that there are now, with what they publish; Serve calls this."""
+        super().update_replicas(replicas)
+        self._show()
+
+    def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
+        """Forget a replica; Serve calls this where a call has met its end."""
+        super().on_replica_actor_died(replica_id)
+        self._show()
+
+    def _show(self) -> None:
+        published = {
+            replica_id.unique_id: replica.routing_stats
+            for replica_id, replica in self.curr_replicas.items()
+        }
+        see_pool(
+            self._deployment_id.name,
+            {
+                name: SeenReplica(float(said.get("streams", 0)), float(said.get("slots", 0)))
+                for name, said in published.items()
+            },
+        )
 
     async def choose_replicas(
         self,

@@ -108,13 +108,21 @@ def prepare_served(
     )
 
 
-def tokenizer_info(model: PreparedModel, settings: Settings) -> TokenizerInfo:
-    """Return what callers may know of the model; its context is what a slot has room for."""
+def tokenizer_info(
+    model: PreparedModel, settings: Settings, *, max_len: int | None = None
+) -> TokenizerInfo:
+    """Return what callers may know of the model; its context is what a slot has room for.
+
+    Args:
+        model: as it is prepared.
+        settings: its own.
+        max_len: tokens that a slot has room for in every one of the model's pools; None takes the settings'.
+    """
     manifest = model.manifest
     return TokenizerInfo(
         model=settings.model.name or manifest.name,
         vocab_size=manifest.vocab_size,
-        context_length=min(manifest.context_length, settings.generator.max_len),
+        context_length=min(manifest.context_length, max_len or settings.generator.max_len),
         eos_token_ids=manifest.eos_token_ids,
         created=manifest.created,
     )

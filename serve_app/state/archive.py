@@ -84,6 +84,7 @@ class _Loaded:
     keys: ConversationKeys
     body: bytes
     hidden: bool
+    model: str | None
     items: dict[str, StoredItem] = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
     line: frozenset[str] = frozenset()
@@ -156,6 +157,7 @@ class Archive:
                 "type": "conversation",
                 "tenant": scope.tenant,
                 **asdict(view),
+                "model": loaded.model,
                 "known": not loaded.hidden,
             }
             of = {"conversation": kept.session}
@@ -204,9 +206,9 @@ class Archive:
             claims: Any = ()
             if kept.session.startswith("conv_"):
                 key = self._keyspace.conversation(scope.tenant, kept.session).claims
-                async with self._redis.client() as client:
+                async with self._redis.client("archive") as client:
                     claims = await client.smembers(key)
-            async with self._redis.client() as client:
+            async with self._redis.client("archive") as client:
                 await client.delete(*kept.keys, *claims)
         left = await self.find(scope)
         if left:
@@ -229,7 +231,7 @@ class Archive:
         left: dict[str, int] = {}
         async for key in self._scan(self._keyspace.pattern()):
             tenant, session, part = self._keyspace.parse(key)
-            async with self._redis.client() as client:
+            async with self._redis.client("archive") as client:
                 kind = await client.type(key)
                 values: Any = await client.hgetall(key) if kind == b"hash" else {}
             for name, value in values.items():
@@ -243,7 +245,7 @@ class Archive:
                     continue
                 place = tenant, session, sealed_as
                 fresh = self._seal.seal(plain.open(value, *place), *place)
-                async with self._redis.client() as client:
+                async with self._redis.client("archive") as client:
                     answer = await client.eval(_SWAP, 1, key, name, value, fresh)
                 changed += answer == 1
         return changed, left
@@ -268,7 +270,7 @@ class Archive:
         keys: Any
         seen: set[bytes] = set()
         while True:
-            async with self._redis.client() as client:
+            async with self._redis.client("archive") as client:
                 cursor, keys = await client.scan(cursor, match=pattern, count=_SCAN)
             for key in keys:
                 if key not in seen:
@@ -280,7 +282,10 @@ class Archive:
     async def _facts(self, tenant: str, session: str, keys: tuple[bytes, ...]) -> tuple[Kept, str]:
         """Return what is kept of a conversation, and the digest of its user."""
         names = self._keyspace.conversation(tenant, session)
-        async with self._redis.client() as client, client.pipeline(transaction=True) as pipe:
+        async with (
+            self._redis.client("archive") as client,
+            client.pipeline(transaction=True) as pipe,
+        ):
             pipe.hmget(names.meta, "body", "user")
             pipe.zcard(names.every)
             pipe.hlen(names.responses)
@@ -298,14 +303,17 @@ class Archive:
     async def _profile(self, scope: Scope, session: str, keys: tuple[bytes, ...]) -> Kept:
         """Return what is kept of a user's profile; the user's name is not, only its digest."""
         key = self._keyspace.profile_of(scope.tenant, session)
-        async with self._redis.client() as client, client.pipeline(transaction=True) as pipe:
+        async with (
+            self._redis.client("archive") as client,
+            client.pipeline(transaction=True) as pipe,
+        ):
             pipe.hlen(key)
             pipe.ttl(key)
             facts, ttl = await pipe.execute()
         return Kept(session, keys, facts=facts, user=scope.user, expires_s=ttl)
 
     async def _known_of(self, tenant: str, session: str) -> list[Record]:
-        async with self._redis.client() as client:
+        async with self._redis.client("archive") as client:
             stored: Any = await client.hgetall(self._keyspace.profile_of(tenant, session))
         facts = decode_facts(self._seal, tenant, session, stored)
         return [
@@ -314,8 +322,11 @@ class Archive:
 
     async def _load(self, tenant: str, session: str) -> _Loaded | None:
         keys = self._keyspace.conversation(tenant, session)
-        async with self._redis.client() as client, client.pipeline(transaction=True) as pipe:
-            pipe.hmget(keys.meta, "body", "hidden")
+        async with (
+            self._redis.client("archive") as client,
+            client.pipeline(transaction=True) as pipe,
+        ):
+            pipe.hmget(keys.meta, "body", "hidden", "model")
             pipe.zrange(keys.every, 0, -1)
             pipe.zrange(keys.order, 0, -1)
             for name in (
@@ -328,7 +339,7 @@ class Archive:
             ):
                 pipe.hgetall(name)
             (
-                (body, hidden),
+                (body, hidden, model),
                 every,
                 line,
                 items,
@@ -353,6 +364,7 @@ class Archive:
             keys=keys,
             body=body,
             hidden=hidden == b"1",
+            model=None if model is None else model.decode(),
             items={
                 name.decode(): decode_item(seal, tenant, session, name, items[name])
                 for name in every

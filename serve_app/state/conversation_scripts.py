@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serve_app.errors import ConversationNotFound
-from serve_app.state.connection import RedisPool
+from serve_app.state.connection import Operation, RedisPool
 from serve_app.state.keyspace import ConversationKeys, Keyspace, not_found
 from serve_app.state.sealing import Seal
 
@@ -53,7 +53,14 @@ class ConversationScripts:
         keys = self.keys(tenant, conversation).all()
         return ("EVAL", script, len(keys), *keys, self.ttl_s, *args)
 
-    async def run(self, script: str, tenant: str, conversation: str, *args: Any) -> Any:
+    async def run(
+        self,
+        script: str,
+        tenant: str,
+        conversation: str,
+        *args: Any,
+        operation: Operation = "conversation",
+    ) -> Any:
         """Run a script that may run twice, in one round trip.
 
         Raises:
@@ -61,7 +68,7 @@ class ConversationScripts:
             StateUnavailable: Redis can't be reached.
         """
         command = self.command(script, tenant, conversation, *args)
-        async with self.redis.client() as client:
+        async with self.redis.client(operation) as client:
             answer = await client.execute_command(*command)  # type: ignore[no-untyped-call]
         self.require_found(answer, conversation)
         return answer
@@ -82,7 +89,7 @@ class ConversationScripts:
             The script's answer, and the profile's facts as they are stored, by id.
         """
         command = self.command(script, tenant, conversation, *args)
-        async with self.redis.client() as client, client.pipeline(transaction=False) as pipe:
+        async with self.redis.client("begin") as client, client.pipeline(transaction=False) as pipe:
             pipe.execute_command(*command)
             if user:
                 pipe.hgetall(self.keyspace.profile(tenant, user))

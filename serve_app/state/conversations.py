@@ -27,6 +27,7 @@ from serve_app.state.records import (
     encode_conversation,
     encode_item,
 )
+from serve_app.state.redis_spans import redis_span
 from serve_app.state.scripts.conversations import (
     APPEND_ITEMS,
     DELETE_CONVERSATION,
@@ -95,6 +96,7 @@ class ConversationStore:
         conversation: str | None = None,
         persona: str | None = None,
         on_busy: str | None = None,
+        model: str | None = None,
     ) -> StoredConversation:
         """Start a conversation, with items in it if there are any.
 
@@ -107,6 +109,7 @@ class ConversationStore:
             conversation: its id, which must be new; None makes one.
             persona: name of the persona that answers in it.
             on_busy: what its turns do while another one runs, where they don't say.
+            model: name of the model that answers where a turn names none.
 
         Raises:
             InvalidRequest: an item appears twice, or there are more than may be kept.
@@ -135,10 +138,12 @@ class ConversationStore:
             facts["ttl"] = ttl_s
         if on_busy is not None:
             facts["on_busy"] = on_busy
+        if model is not None:
+            facts["model"] = model
         places = {item.id: place for place, item in enumerate(items, 1)}
         before = ("", *(item.id for item in items[:-1]))
         async with (
-            self._scripts.redis.client() as client,
+            self._scripts.redis.client("conversation") as client,
             client.pipeline(transaction=True) as pipe,
         ):
             pipe.hset(keys.meta, mapping=facts)
@@ -161,7 +166,7 @@ class ConversationStore:
         """Return a conversation without its items."""
         keys = self._scripts.keys(tenant, conversation)
         async with (
-            self._scripts.redis.client() as client,
+            self._scripts.redis.client("conversation") as client,
             client.pipeline(transaction=True) as pipe,
         ):
             pipe.hmget(keys.meta, "body", "hidden")
@@ -170,6 +175,12 @@ class ConversationStore:
         if body is None or hidden:
             raise ConversationNotFound(not_found(conversation), param="conversation")
         return decode_conversation(self._seal, tenant, conversation, body)
+
+    async def model(self, tenant: str, conversation: str) -> str | None:
+        """Return the name of the model that a conversation, or what is none, remembers."""
+        async with self._scripts.redis.client("conversation") as client:
+            name: Any = await client.hget(self._scripts.keys(tenant, conversation).meta, "model")
+        return None if name is None else name.decode()
 
     async def update(
         self,
@@ -213,14 +224,15 @@ class ConversationStore:
         """Forget a conversation and everything in it."""
         _, *claims = await self._scripts.run(DELETE_CONVERSATION, tenant, conversation)
         if claims:
-            async with self._scripts.redis.client() as client:
+            async with self._scripts.redis.client("conversation") as client:
                 await client.delete(*claims)
 
     async def load(
         self, tenant: str, conversation: str
     ) -> tuple[StoredConversation, tuple[StoredItem, ...]]:
         """Return a conversation and all its items, oldest first, in one round trip."""
-        _, body, *pairs = await self._scripts.run(LOAD, tenant, conversation)
+        with redis_span("load_conversation"):
+            _, body, *pairs = await self._scripts.run(LOAD, tenant, conversation)
         view = decode_conversation(self._seal, tenant, conversation, body)
         return view, self._items(tenant, conversation, pairs)
 
@@ -280,7 +292,7 @@ class ConversationStore:
         """
         keys = self._scripts.keys(tenant, conversation)
         async with (
-            self._scripts.redis.client() as client,
+            self._scripts.redis.client("conversation") as client,
             client.pipeline(transaction=True) as pipe,
         ):
             pipe.hmget(keys.meta, "body", "hidden")

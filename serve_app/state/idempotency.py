@@ -1,17 +1,22 @@
 """Idempotency keys: the first request under one is carried out, the others are told how it ended.
 
 Of a response the record holds its id and no text; what another request was answered lies sealed.
+Whoever carries a request out holds a lease on its key and renews it. A lease that nobody renews runs
+out, and the next request under the key makes the same thing.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import secrets
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from serve_app.errors import IdempotencyConflict, IdempotencyMismatch
+from serve_app.errors import IdempotencyConflict, IdempotencyMismatch, StateUnavailable
 from serve_app.settings import ResponsesSettings
 from serve_app.state.connection import RedisPool
 from serve_app.state.keyspace import Keyspace
@@ -20,8 +25,10 @@ from serve_app.state.sealing import Seal
 
 __all__ = ["Claim", "IdempotencyStore", "in_flight"]
 
-# KEYS: claim. ARGV: fingerprint, subject, token, milliseconds that it may be in flight.
-# The in-flight record expires, so that a request whose replica died can be sent again.
+_RENEWALS = 3  # of a lease before it would run out
+
+# KEYS: claim. ARGV: fingerprint, subject, token, lease in ms, ttl.
+# The token tells a claim that is sent twice, because its answer was lost, from somebody else's.
 _CLAIM = """
 local held = redis.call('HMGET', KEYS[1], 'fingerprint', 'subject', 'answer', 'token', 'until')
 local time = redis.call('TIME')
@@ -29,7 +36,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if held[1] then
   if held[1] ~= ARGV[1] then return {'mismatch'} end
   if held[3] then return {'answered', held[2], held[3]} end
-  if tonumber(held[5]) > now then return {'flies', held[2]} end
+  if tonumber(held[5]) > now and held[4] ~= ARGV[3] then return {'flies', held[2]} end
 else
   redis.call('HSET', KEYS[1], 'fingerprint', ARGV[1], 'subject', ARGV[2])
   held[2] = ARGV[2]
@@ -45,6 +52,15 @@ if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 'lost' end
 if ARGV[2] == '' then redis.call('DEL', KEYS[1]) return 'freed' end
 redis.call('HSET', KEYS[1], 'answer', ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
+return 'kept'
+"""
+
+
+# KEYS: claim. ARGV: token, lease in ms from now on.
+_LEASE = """
+if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 'lost' end
+local time = redis.call('TIME')
+redis.call('HSET', KEYS[1], 'until', time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[2])
 return 'kept'
 """
 
@@ -84,7 +100,7 @@ class IdempotencyStore:
         key_prefix: first part of every key.
         settings: how long a key stands.
         seal: encrypts answers.
-        in_flight_s: how long a request may take before its key is taken to be free again.
+        lease_s: time after which whoever carries a request out, and is not heard of, is taken for dead.
     """
 
     def __init__(
@@ -94,13 +110,13 @@ class IdempotencyStore:
         key_prefix: str,
         settings: ResponsesSettings,
         seal: Seal,
-        in_flight_s: float,
+        lease_s: float,
     ) -> None:
         self._redis = redis
         self._keyspace = Keyspace(key_prefix)
         self._ttl_s = settings.idempotency_ttl_s
         self._seal = seal
-        self._in_flight_ms = round(in_flight_s * 1000)
+        self._lease_s = lease_s
 
     async def claim(
         self,
@@ -134,7 +150,7 @@ class IdempotencyStore:
             fingerprint,
             subject,
             token,
-            self._in_flight_ms if exclusive else 0,
+            round(self._lease_s * 1000) if exclusive else 0,
             self._ttl_s,
         )
         match state:
@@ -184,11 +200,41 @@ class IdempotencyStore:
         }
         sealed = seal_record(self._seal, values, tenant, claim.key, "answer")
         claims = self._keyspace.conversation(tenant, conversation).claims
-        async with self._redis.client() as client, client.pipeline(transaction=False) as pipe:
+        async with (
+            self._redis.client("idempotency") as client,
+            client.pipeline(transaction=False) as pipe,
+        ):
             pipe.execute_command("EVAL", _SETTLE, 1, claim.key, claim.token, sealed, self._ttl_s)
             pipe.sadd(claims, claim.key)
             pipe.expire(claims, self._ttl_s)
             await pipe.execute()
+
+    @asynccontextmanager
+    async def held(self, claim: Claim) -> AsyncIterator[None]:
+        """Hold a key for as long as the context lasts."""
+        renewing = asyncio.create_task(self._renew(claim))
+        try:
+            yield
+        finally:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
+
+    async def _renew(self, claim: Claim) -> None:
+        state = b"kept"
+        while state == b"kept":
+            await asyncio.sleep(self._lease_s / _RENEWALS)
+            with suppress(StateUnavailable):  # Redis may be back before the lease has run out
+                state = await self._eval(
+                    _LEASE, claim.key, claim.token, round(self._lease_s * 1000)
+                )
+
+    async def release(self, claim: Claim) -> None:
+        """Let the next request under the key make the same: what came of this one is unknown.
+
+        Raises:
+            StateUnavailable: Redis can't be reached; the lease runs out by itself.
+        """
+        await self._eval(_LEASE, claim.key, claim.token, 0)
 
     async def free(self, claim: Claim) -> None:
         """Forget a request that has changed nothing.
@@ -199,5 +245,5 @@ class IdempotencyStore:
         await self._eval(_SETTLE, claim.key, claim.token, "", self._ttl_s)
 
     async def _eval(self, script: str, key: str, *args: Any) -> Any:
-        async with self._redis.client() as client:
+        async with self._redis.client("idempotency") as client:
             return await client.execute_command("EVAL", script, 1, key, *args)  # type: ignore[no-untyped-call]

@@ -129,7 +129,7 @@ class JournalWriter:
         if not commands:
             return
         async with (
-            self._scripts.redis.client() as client,
+            self._scripts.redis.client("journal") as client,
             client.pipeline(transaction=False) as pipe,
         ):
             for command in commands:

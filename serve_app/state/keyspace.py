@@ -172,6 +172,11 @@ class Keyspace:
         """Name the profile of the user whose `user_session` is given."""
         return f"{self._root(tenant, session)}:profile"
 
+    def accounts(self, tenant: str) -> tuple[str, str]:
+        """Name the hash of a tenant's accounts of requests, and the sorted set that says their order."""
+        root = self._root(tenant, "accounts")
+        return f"{root}:accounts", f"{root}:order"
+
     def pattern(self, tenant: str | None = None, session: str = "*", part: str = "*") -> str:
         """Return a pattern for SCAN: all keys of a tenant, or of all tenants."""
         return f"{self._prefix}:{{{tenant or '*'}:{session}}}:{part}"

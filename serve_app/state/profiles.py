@@ -94,7 +94,7 @@ class ProfileStore:
 
     async def get(self, tenant: str, user: str) -> tuple[Fact, ...]:
         """Return what is known of a user, oldest first; nothing, of one who was never seen."""
-        async with self._redis.client() as client:
+        async with self._redis.client("profile") as client:
             stored: Any = await client.hgetall(self._keys.profile(tenant, user))
         return decode_facts(self._seal, tenant, user_session(tenant, user), stored)
 
@@ -118,7 +118,7 @@ class ProfileStore:
 
     async def delete(self, tenant: str, user: str) -> None:
         """Forget all that is known of a user."""
-        async with self._redis.client() as client:
+        async with self._redis.client("profile") as client:
             await client.delete(self._keys.profile(tenant, user))
 
     async def _change(
@@ -143,7 +143,10 @@ class ProfileStore:
             }
             made[field] = seal_record(self._seal, values, tenant, session, field)
         key = self._keys.profile(tenant, user)
-        async with self._redis.client() as client, client.pipeline(transaction=True) as pipe:
+        async with (
+            self._redis.client("profile") as client,
+            client.pipeline(transaction=True) as pipe,
+        ):
             if gone:
                 pipe.hdel(key, *gone)
             if made:

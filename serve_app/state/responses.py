@@ -51,7 +51,7 @@ class ResponseStore:
     async def get(self, tenant: str, response: str) -> Record:
         """Return what was stored of a response last: its draft, or how it ended."""
         keys = self._scripts.keys(tenant, conversation_of(response))
-        async with self._scripts.redis.client() as client:
+        async with self._scripts.redis.client("response") as client:
             stored = await client.hmget(keys.responses, [response])
         return self._record(tenant, response, stored[0])
 
@@ -77,7 +77,7 @@ class ResponseStore:
         conversation = conversation_of(response)
         keys = self._scripts.keys(tenant, conversation)
         async with (
-            self._scripts.redis.client() as client,
+            self._scripts.redis.client("response") as client,
             client.pipeline(transaction=True) as pipe,
         ):
             pipe.xrange(keys.journal(response), min=f"({behind}")
@@ -137,7 +137,7 @@ class ResponseStore:
 
     async def _run(self, script: str, tenant: str, response: str, *args: Any) -> Any:
         conversation = conversation_of(response)
-        async with self._scripts.redis.client() as client:
+        async with self._scripts.redis.client("response") as client:
             answer = await client.execute_command(  # type: ignore[no-untyped-call]
                 *self._scripts.command(script, tenant, conversation, response, *args)
             )

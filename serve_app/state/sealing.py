@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from serve_app.errors import ConfigError, StateUnavailable
 from serve_app.settings import EncryptionSettings
@@ -72,7 +72,7 @@ class KeyFile:
     """The encryption keys of a home; the newest seals, all of them open.
 
     Args:
-        file: JSON file, readable by its owner only.
+        file: readable by its owner only: JSON, or ID:BASE64 with commas between.
     """
 
     def __init__(self, file: Path) -> None:
@@ -85,13 +85,16 @@ class KeyFile:
             ConfigError: the file isn't there or can't be read.
         """
         try:
-            return _Keys.model_validate_json(self.file.read_bytes()).keys
+            content = self.file.read_bytes()
+            if content.lstrip()[:1] == b"{":
+                return _Keys.model_validate_json(content).keys
+            return _pairs(content.decode())
         except FileNotFoundError:
             reason = "it isn't there"
         except OSError as error:
             reason = error.strerror or "it can't be read"
-        except ValidationError:
-            reason = "it is not what Parley wrote"
+        except ValueError:  # ValidationError is one
+            reason = "it is not what Parley wrote, and not ID:BASE64"
         msg = (
             f"The encryption keys in {self.file} can't be read: {reason}. Restore the file, name "
             "keys in PARLEY_ENCRYPTION_KEYS, or set encryption.enabled to false to store plainly."
@@ -249,12 +252,16 @@ def key_of(stored: bytes) -> str:
 def _parse(text: str) -> tuple[SealingKey, ...]:
     """Read `id:base64,id:base64`, newest last."""
     try:
-        pairs = [pair.strip().split(":", 1) for pair in text.split(",")]
-        return tuple(SealingKey(id=name, key=SecretStr(key)) for name, key in pairs)
-    except (ValueError, ValidationError):
+        return _pairs(text)
+    except ValueError:
         # Without its cause, which would quote the keys.
         msg = "PARLEY_ENCRYPTION_KEYS is not ID:BASE64, or several of them with commas between."
         raise ConfigError(msg, param="encryption.keys") from None
+
+
+def _pairs(text: str) -> tuple[SealingKey, ...]:
+    pairs = [pair.strip().split(":", 1) for pair in text.split(",")]
+    return tuple(SealingKey(id=name, key=SecretStr(key)) for name, key in pairs)
 
 
 def _new_key() -> SealingKey:

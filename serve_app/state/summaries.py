@@ -47,7 +47,9 @@ class SummaryStore:
 
     async def line(self, tenant: str, conversation: str, item: str) -> Line | None:
         """Return what was said up to an item, or None if the item is gone."""
-        state, *rest = await self._scripts.run(LINE, tenant, conversation, item)
+        state, *rest = await self._scripts.run(
+            LINE, tenant, conversation, item, operation="summary"
+        )
         if state == b"unknown":
             return None
         forgotten, body, summary, at, *pairs = rest
@@ -81,6 +83,6 @@ class SummaryStore:
         """
         sealed = seal_summary(self._seal, text, tenant, conversation, item)
         outcome = await self._scripts.run(
-            KEEP_SUMMARY, tenant, conversation, item, sealed, forgotten
+            KEEP_SUMMARY, tenant, conversation, item, sealed, forgotten, operation="summary"
         )
         return bool(outcome == b"stored")

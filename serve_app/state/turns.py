@@ -24,7 +24,7 @@ from serve_app.errors import (
     ResponseUnfinished,
     StateUnavailable,
 )
-from serve_app.state.connection import AnswerLost
+from serve_app.state.connection import BRIDGED_S, AnswerLost
 from serve_app.state.conversation_scripts import ConversationScripts
 from serve_app.state.keyspace import response_not_found, user_digest, user_session
 from serve_app.state.knowledge import open_state, open_summary, seal_state
@@ -39,6 +39,7 @@ from serve_app.state.records import (
     encode_item,
     seal_record,
 )
+from serve_app.state.redis_spans import redis_span
 from serve_app.state.scripts.turns import BEGIN, COMMIT
 
 __all__ = [
@@ -79,6 +80,7 @@ class TurnBegin:
         chosen: whether the request itself says what to do while another turn runs; where it doesn't,
             the conversation's persona goes above `on_busy`.
         persona: name of the persona that what is begun is with.
+        model: name of the model, where the request gives one: the conversation remembers it.
         again: it was begun before, and waited.
     """
 
@@ -95,6 +97,7 @@ class TurnBegin:
     new: bool = False
     chosen: bool = True
     persona: str | None = None
+    model: str | None = None
     again: bool = False
 
 
@@ -183,25 +186,27 @@ class TurnStore:
             if turn.new
             else b""
         )
-        (state, *rest), profile = await self._scripts.run_beside_profile(
-            turn.user,
-            BEGIN,
-            tenant,
-            conversation,
-            turn.response,
-            turn.owner,
-            round(turn.lease_s * 1000),
-            turn.on_busy,
-            turn.max_queued,
-            kind,
-            other,
-            draft,
-            user_digest(tenant, turn.user),
-            turn.claim or "",
-            body,
-            "1" if turn.chosen else "",
-            "1" if turn.again else "",
-        )
+        with redis_span("begin_turn"):
+            (state, *rest), profile = await self._scripts.run_beside_profile(
+                turn.user,
+                BEGIN,
+                tenant,
+                conversation,
+                turn.response,
+                turn.owner,
+                round(turn.lease_s * 1000),
+                turn.on_busy,
+                turn.max_queued,
+                kind,
+                other,
+                draft,
+                user_digest(tenant, turn.user),
+                turn.claim or "",
+                body,
+                "1" if turn.chosen else "",
+                turn.model or "",
+                "1" if turn.again else "",
+            )
         match state:
             case b"waits":
                 return BegunTurn(waits=int(rest[0]))
@@ -297,23 +302,23 @@ class TurnStore:
             if record is None
             else seal_record(self._seal, record, tenant, conversation, response)
         )
-        outcome = await self._answer_to_commit(
-            *self._scripts.command(
-                COMMIT,
-                tenant,
-                conversation,
-                self._scripts.max_items,
-                response,
-                owner,
-                "=head" if base is None else base,
-                sealed,
-                b""
-                if state is None or not items
-                else seal_state(self._seal, state, tenant, conversation, items[-1].id),
-                leading_system(items),
-                *pairs,
-            )
+        command = self._scripts.command(
+            COMMIT,
+            tenant,
+            conversation,
+            self._scripts.max_items,
+            response,
+            owner,
+            "=head" if base is None else base,
+            sealed,
+            b""
+            if state is None or not items
+            else seal_state(self._seal, state, tenant, conversation, items[-1].id),
+            leading_system(items),
+            *pairs,
         )
+        with redis_span("commit_turn"):
+            outcome = await self._answer_to_commit(*command)
         self._scripts.require_found(outcome, conversation)
         match outcome:
             case b"clash":
@@ -328,19 +333,21 @@ class TurnStore:
 
         Asking whether the turn is there would not do: the commit may lie unread in a socket.
         """
-        give_up = time.monotonic() + self._settle_s
+        began = time.monotonic()
         unanswered = False
         while True:
             try:
-                return await self._scripts.redis.ask_once(*command)
+                return await self._scripts.redis.ask_once("commit", *command)
             except AnswerLost:
                 unanswered = True
             except StateUnavailable:
-                if not unanswered:  # else it says nothing about the commit that was sent before
+                # It says nothing about a commit that was sent before. And a Redis that has just been
+                # started refuses everything until it has read its file.
+                if not unanswered and time.monotonic() >= began + BRIDGED_S:
                     raise
-            if time.monotonic() >= give_up:
+            if unanswered and time.monotonic() >= began + self._settle_s:
                 msg = (
-                    "Redis did not answer when this turn was to be stored: it may have been stored. "
+                    "Redis did not confirm that this turn is stored: it may have been stored. "
                     "Read the conversation's items before sending it again."
                 )
                 raise CommitUnknown(msg, param="conversation")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from ray import serve
 
-from serve_app.messages.tokenization import ChatEncoding, Message, TokenizerInfo
+from serve_app.messages.tokenization import ChatEncoding, Message, TextEncoding, TokenizerInfo
 from serve_app.routing.listening import listen_on_node_address
+from serve_app.routing.observing import observe_replica
 from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import Settings
+from serve_app.telemetry import tracing
+from serve_app.telemetry.origin import Origin, within
 from serve_app.tokenization.tokenizer import ChatTokenizer
 
 __all__ = ["Tokenizer"]
+
+logger = logging.getLogger(__name__)
 
 
 @serve.deployment(name="Tokenizer")
@@ -21,6 +27,7 @@ class Tokenizer:
 
     def __init__(self, settings: Settings) -> None:
         listen_on_node_address()
+        observe_replica("Tokenizer", settings)
         model = served_model(settings)
         self._tokenizer = ChatTokenizer(
             model.path,
@@ -32,23 +39,49 @@ class Tokenizer:
         """See `ChatTokenizer.info`."""
         return self._tokenizer.info()
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+    async def encode(
+        self, text: str, *, add_special_tokens: bool = True, origin: Origin | None = None
+    ) -> tuple[int, ...]:
         """See `ChatTokenizer.encode`."""
-        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        with within(origin), tracing.span("tokenizer.encode", "server") as span:
+            tokens = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            _tell(span, len(tokens))
+            return tokens
 
-    async def decode(self, tokens: Sequence[int]) -> str:
+    async def encode_text(self, text: str, *, origin: Origin | None = None) -> TextEncoding:
+        """See `ChatTokenizer.encode_text`."""
+        with within(origin), tracing.span("tokenizer.encode", "server") as span:
+            encoding = self._tokenizer.encode_text(text)
+            _tell(span, len(encoding.tokens))
+            return encoding
+
+    async def decode(self, tokens: Sequence[int], *, origin: Origin | None = None) -> str:
         """See `ChatTokenizer.decode`."""
-        return self._tokenizer.decode(tokens)
+        with within(origin), tracing.span("tokenizer.decode", "server") as span:
+            _tell(span, len(tokens))
+            return self._tokenizer.decode(tokens)
 
-    async def count(self, texts: Sequence[str]) -> tuple[int, ...]:
+    async def count(self, texts: Sequence[str], *, origin: Origin | None = None) -> tuple[int, ...]:
         """See `ChatTokenizer.count`."""
-        return self._tokenizer.count(texts)
+        with within(origin), tracing.span("tokenizer.count", "server") as span:
+            counts = self._tokenizer.count(texts)
+            _tell(span, sum(counts))
+            return counts
 
     async def encode_chat(
-        self, messages: tuple[Message, ...], *, add_generation_prompt: bool = True
+        self,
+        messages: tuple[Message, ...],
+        *,
+        add_generation_prompt: bool = True,
+        origin: Origin | None = None,
     ) -> ChatEncoding:
         """See `ChatTokenizer.encode_chat`."""
-        return self._tokenizer.encode_chat(messages, add_generation_prompt=add_generation_prompt)
+        with within(origin), tracing.span("tokenizer.encode_chat", "server") as span:
+            encoding = self._tokenizer.encode_chat(
+                messages, add_generation_prompt=add_generation_prompt
+            )
+            _tell(span, len(encoding.tokens))
+            return encoding
 
     async def check_health(self) -> None:
         """Encode and decode something; raise where it doesn't come back."""
@@ -57,3 +90,10 @@ class Tokenizer:
         if self._tokenizer.decode(tokens).strip() != probe:
             message = "the tokenizer no longer gives back what it is given"
             raise RuntimeError(message)
+
+
+def _tell(span: tracing.Span, tokens: int) -> None:
+    """Say of a call how many tokens it was about; in the log too, where that is asked for."""
+    logger.debug("Text and %d tokens turned into each other.", tokens)
+    if span.recording:
+        span.set({"parley.tokens": tokens})

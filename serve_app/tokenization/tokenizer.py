@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import jinja2
 from tokenizers import AddedToken, Tokenizer
 
 from serve_app.errors import InvalidRequest, ModelError
-from serve_app.messages.tokenization import ChatEncoding, Message, TokenizerInfo
+from serve_app.messages.tokenization import ChatEncoding, Message, TextEncoding, TokenizerInfo
 from serve_app.tokenization.provenance import ControlToken, MessageMarks
 from serve_app.tokenization.token_cache import TokenCache
 
@@ -88,6 +89,12 @@ class ChatTokenizer:
         """
         return _encode(self._raw, text, add_special_tokens=add_special_tokens)
 
+    def encode_text(self, text: str) -> TextEncoding:
+        """Encode a prompt as it is, and say how long that took; see `encode`."""
+        began = time.perf_counter()
+        tokens = self.encode(text)
+        return TextEncoding(tokens, encode_s=time.perf_counter() - began)
+
     def count(self, texts: Sequence[str]) -> tuple[int, ...]:
         """Return how many tokens each text has as part of a message.
 
@@ -125,6 +132,7 @@ class ChatTokenizer:
                 take these roles in this order, or a text is not valid Unicode.
             ModelError: the model has no chat template.
         """
+        began = time.perf_counter()
         rendered = self._render(messages, add_generation_prompt=add_generation_prompt)
         tokens: list[int] = []
         costs = [0] * len(messages)
@@ -143,7 +151,10 @@ class ChatTokenizer:
                 costs[index] += end - settled
                 settled = end
         return ChatEncoding(
-            tokens=tuple(tokens), message_tokens=tuple(costs), overhead=len(tokens) - settled
+            tokens=tuple(tokens),
+            message_tokens=tuple(costs),
+            overhead=len(tokens) - settled,
+            encode_s=time.perf_counter() - began,
         )
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:

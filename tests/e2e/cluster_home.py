@@ -39,7 +39,7 @@ class ClusterHome:
         self.path = path
         path.mkdir()
         (path / "models").symlink_to(models)
-        (self.port,) = free_ports(1)
+        self.port, self.metrics_port = free_ports(2)
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = RunFolder(path)
         self.redis = RedisServer(path)
@@ -49,6 +49,7 @@ class ClusterHome:
         self.environment = {
             **clean,
             "PARLEY_HOME": str(path),
+            "PARLEY_METRICS_PORT": str(self.metrics_port),
             "PYTHONPATH": str(REPOSITORY),
             "COLUMNS": "200",
         }

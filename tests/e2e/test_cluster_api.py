@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +67,46 @@ def test_a_streamed_chat_completion_is_the_same_piece_by_piece(
     assert usage is not None
     # Every token that has text comes in a chunk of its own.
     assert len(said) == usage.completion_tokens
+
+
+def test_the_account_of_a_streamed_chat_sums_up_to_what_its_client_waited(
+    cluster: ClusterHome, model: str
+) -> None:
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": "Tell me about the sea."}],
+        "max_tokens": 64,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_timing": True},
+    }
+    with httpx.Client(base_url=cluster.url, timeout=REQUEST_S) as http:
+        http.get("/health")  # the connection
+        began = time.perf_counter()
+        answer = http.post("/v1/chat/completions", json=body)
+        took_ms = 1000 * (time.perf_counter() - began)
+        *_, last, done = [line for line in answer.text.splitlines() if line]
+        assert done == "data: [DONE]"
+        told = json.loads(last.removeprefix("data: "))["parley"]["timing"]
+        explained = cluster.run("explain", answer.headers["x-request-id"], "--json")
+        assert explained.returncode == 0, explained.stderr
+        kept = json.loads(explained.stdout)
+        by_reply = http.get(f"/v1/requests/{kept['id']}/account")
+    assert by_reply.json() == kept
+    for account in (told, kept):
+        stages = {
+            one["stage"]: (one["transfer_ms"], one["compute_ms"]) for one in account["stages"]
+        }
+        parts_ms = sum(map(sum, stages.values()))
+        assert parts_ms == pytest.approx(account["total_ms"], rel=0.05)
+        # The rest is the connection's and HAProxy's.
+        assert account["total_ms"] <= took_ms
+        assert min(map(min, stages.values())) >= 0
+        # Calls between processes take time on their way, and what they ask for takes time there.
+        for name in ("plan", "tokenize"):
+            assert min(stages[name]) > 0
+        assert stages["submit"][0] > 0
+        assert stages["decode"][1] > stages["prefill"][1] > 0
 
 
 def test_a_seeded_completion_can_be_had_again(client: openai.OpenAI, model: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import httpx
@@ -12,12 +13,15 @@ import pytest
 from cluster_home import ClusterHome, kill, wait_for
 from streaming import CLOSED, DONE, SILENT, Talk, talking
 
+from serve_app.cluster.haproxy_keeper import STANDBY
+
 STREAMS = 4
 # Replies that may end as if nothing had happened, and ones that are not done before the kill.
 TOKENS, MANY_TOKENS = 150, 1500
 # Far longer than a stream takes, far shorter than any time limit of the service.
 END_S = 60.0
 RECOVERY_S = 90.0
+STANDS_IN_S = 5.0
 DAMAGE = 16  # bytes
 
 
@@ -64,6 +68,36 @@ async def test_no_client_hangs_and_the_service_comes_back(cluster: ClusterHome, 
     # The next test may need the same process.
     await comes(lambda: bool(cluster.processes(victim.title)))
     assert set(ends) <= victim.ends
+
+
+async def test_without_its_haproxy_the_service_is_away_for_a_moment_and_never_unknown(
+    cluster: ClusterHome,
+) -> None:
+    def status() -> int | None:
+        try:
+            return httpx.get(f"{cluster.url}/v1/models", timeout=10, trust_env=False).status_code
+        except httpx.TransportError:
+            return None
+
+    def serves_own() -> bool:
+        """Say whether Serve's own is back, and the standby gone."""
+        with suppress(psutil.NoSuchProcess):
+            return [STANDBY in " ".join(one.cmdline()) for one in cluster.processes("haproxy")] == [
+                False
+            ]
+        return False
+
+    for victim in cluster.processes("haproxy"):
+        victim.kill()
+    await asyncio.to_thread(wait_for, lambda: status() == httpx.codes.OK, STANDS_IN_S)
+    seen = set()
+
+    def watched() -> bool:
+        seen.add(status())
+        return serves_own()
+
+    await comes(watched)
+    assert seen == {httpx.codes.OK}
 
 
 async def test_a_redis_that_cannot_start_again_costs_only_conversations(

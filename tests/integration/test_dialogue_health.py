@@ -13,6 +13,7 @@ from ray.serve._private.constants import HEALTH_CHECK_METHOD
 
 from serve_app.dialogue import deployment
 from serve_app.models.store import PreparedModel
+from serve_app.routing.pools import FIRST
 from serve_app.settings import Settings
 from serve_app.state.sealing import KeyFile
 from serve_app.state.server import RedisServer
@@ -31,7 +32,7 @@ def replica(
     monkeypatch.setattr(deployment, "served_model", lambda _: bundled_int8)
     KeyFile(tmp_path / "home" / "encryption.json").ensure()
     settings = Settings.load({"redis": {"pool_size": 1, "timeout_s": 0.5}})
-    return deployment.Dialogue.func_or_class(settings, SimpleNamespace())  # type: ignore[attr-defined]
+    return deployment.Dialogue.func_or_class(settings, {FIRST: SimpleNamespace()})  # type: ignore[attr-defined]
 
 
 async def check(replica: Any) -> None:

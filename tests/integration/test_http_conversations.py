@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -313,3 +315,44 @@ def test_without_redis_only_what_needs_it_is_refused(
         assert contents(client, conversation)[0] == "Stays"
         assert "Too late" not in contents(client, conversation)
         running.wait_until_idle()
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+def test_what_an_outage_broke_off_is_carried_out_once_when_it_is_sent_again(
+    bundled_tokenizer: Path, tmp_path: Path, own_redis: RedisServer, done: bool
+) -> None:
+    url = own_redis.url()
+    assert url is not None
+    with (
+        service(bundled_tokenizer, tmp_path, redis_url=url) as running,
+        running.openai() as client,
+        running.http() as http,
+    ):
+        conversation = client.conversations.create().id
+        store = running.stores.conversations
+        add_items = store.add_items
+
+        async def broken_off(*given: Any) -> None:
+            if done:
+                await add_items(*given)
+            await asyncio.to_thread(own_redis.stop)
+            if not done:
+                await add_items(*given)
+
+        def send() -> httpx.Response:
+            items = {"items": [{"role": "user", "content": "Hello"}]}
+            path, headers = f"/v1/conversations/{conversation}/items", {"idempotency-key": "one"}
+            return http.post(path, json=items, headers=headers)
+
+        store.add_items = broken_off  # type: ignore[method-assign, assignment]
+        refused = send()
+        assert refused.status_code == 503
+        store.add_items = add_items  # type: ignore[method-assign]
+        own_redis.start()
+        again_by = time.monotonic() + 15
+        while (answer := send()).status_code != 200:
+            assert answer.json()["error"]["code"] == "idempotency_in_flight"
+            assert time.monotonic() < again_by
+            time.sleep(float(answer.headers["retry-after"]))
+        assert contents(client, conversation) == ["Hello"]
+        assert send().headers["idempotency-replayed"] == "true"

@@ -402,6 +402,40 @@ def test_everything_that_changes_state_happens_once_under_an_idempotency_key(
         assert send("/v1/conversations", {"wrong": 1}, "k4").status_code == 400
 
 
+def test_the_account_of_a_response_is_found_at_another_replica_and_by_its_tenant_only(
+    running: Service, other: Service
+) -> None:
+    keys = {name: running.keys.create(name, name) for name in ("acme", "bolt")}
+    headers = {name: {"authorization": f"Bearer {key}"} for name, key in keys.items()}
+    try:
+        with running.openai(api_key=keys["acme"]) as acme:
+            stored = ask(acme, max_output_tokens=24)
+            background = ask(acme, max_output_tokens=24, background=True)
+        for response in (stored, background):
+            path = f"/v1/requests/{response.id}/account"
+            with other.http(**headers["acme"]) as http:
+                wait_until(lambda path=path, http=http: http.get(path).is_success, "the account")
+                account = http.get(path).json()
+            times = {
+                one["stage"]: (one["transfer_ms"], one["compute_ms"]) for one in account["stages"]
+            }
+            assert sum(map(sum, times.values())) == pytest.approx(account["total_ms"], rel=0.05)
+            # Redis was asked for the conversation before the turn, and stored it behind it.
+            assert times["load"][0] > 0
+            assert times["store"][0] > 0
+            assert account["error"] is None
+            for service in (running, other):
+                with service.http(**headers["bolt"]) as http:
+                    refused = http.get(path)
+                assert refused.status_code == 404
+                assert refused.json()["error"]["code"] == "account_not_found"
+    finally:
+        running.keys.revoke("acme")
+        running.keys.revoke("bolt")
+        running.keys._ever_held_keys = False
+        other.keys._ever_held_keys = False
+
+
 def test_no_tenant_and_no_user_reaches_anothers_responses(running: Service) -> None:
     keys = {name: running.keys.create(name, name) for name in ("acme", "bolt")}
     try:

@@ -238,7 +238,7 @@ def test_a_summary_that_fails_harms_no_turn_and_is_made_another_time(
     asked: list[str] = []
     plan_summary = running.dialogue.plan_summary
 
-    async def failing(tenant: str, name: str, item: str) -> Any:
+    async def failing(tenant: str, name: str, item: str, model: str) -> Any:
         asked.append(item)
         raise StateUnavailable("Redis is away for a moment")
 

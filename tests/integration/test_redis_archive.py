@@ -46,11 +46,11 @@ class Place:
         return ProfileStore(self.pool, key_prefix="kept", ttl_s=100, max_facts=9, seal=seal)
 
     async def keys(self) -> list[bytes]:
-        async with self.pool.client() as client:
+        async with self.pool.client("conversation") as client:
             return [key async for key in client.scan_iter("kept:*")]
 
     async def values(self) -> bytes:
-        async with self.pool.client() as client:
+        async with self.pool.client("conversation") as client:
             found = []
             for key in await self.keys():
                 if await client.type(key) == b"hash":
@@ -108,7 +108,7 @@ async def test_everything_of_a_user_is_erased_and_nobody_elses(place: Place) -> 
         key_prefix="kept",
         settings=ResponsesSettings(),
         seal=Seal(place.file.read()),
-        in_flight_s=9,
+        lease_s=9,
     )
     claim = await claims.claim("acme", "key", fingerprint="f", subject=anns)
     await claims.answered(

@@ -17,8 +17,10 @@ from pydantic import SecretStr
 
 from serve_app.errors import ConfigError, StateUnavailable
 from serve_app.settings import RedisSettings
+from serve_app.state.call_metrics import CallMetrics
 from serve_app.state.connection import RedisPool
 from serve_app.state.server import RedisServer
+from serve_app.telemetry import metrics
 
 SECRET = "hunter2hunter2"
 
@@ -26,7 +28,7 @@ SECRET = "hunter2hunter2"
 def pool_of(server: RedisServer, **given: float) -> RedisPool:
     url = server.url()
     assert url is not None
-    return RedisPool(url, RedisSettings(**given))
+    return RedisPool(url, RedisSettings(**given), CallMetrics())
 
 
 async def test_it_pings(shared_redis: RedisServer) -> None:
@@ -117,16 +119,52 @@ async def test_a_restart_between_two_calls_goes_unnoticed(own_redis: RedisServer
     await pool.close()
 
 
+async def test_a_redis_that_is_away_for_a_moment_is_waited_for(own_redis: RedisServer) -> None:
+    pool = pool_of(own_redis, timeout_s=20.0)
+    async with pool.client("ping") as client:
+        await client.set("a", "of a")
+    pid = own_redis.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+    async def asked() -> object:
+        async with pool.client("ping") as client:
+            return await client.get("a")
+
+    calls = [asyncio.create_task(asked()) for _ in range(8)]
+    commit = asyncio.create_task(pool.ask_once("commit", "SET", "b", "of b"))
+    await asyncio.sleep(0.3)
+    assert not any(call.done() for call in calls)
+    await asyncio.to_thread(own_redis.start)
+    assert await asyncio.gather(*calls) == [b"of a"] * 8
+    assert await commit == b"OK"
+    await pool.close()
+
+
+async def test_a_look_at_redis_and_a_long_outage_are_not_waited_for(
+    own_redis: RedisServer,
+) -> None:
+    pool = pool_of(own_redis, timeout_s=20.0)
+    await pool.ping()
+    own_redis.stop()
+    for call, least, most in ((pool.ping, 0, 1), (pool.ask_once, 1, 10)):
+        start = time.monotonic()
+        with pytest.raises(StateUnavailable, match="can't be reached"):
+            await call(*(["PING"] if call == pool.ask_once else []))
+        assert least <= time.monotonic() - start < most
+    await pool.close()
+
+
 async def test_a_call_given_up_does_not_leave_its_answer_to_the_next(
     own_redis: RedisServer,
 ) -> None:
     pool = pool_of(own_redis, timeout_s=1.5, pool_size=1)
-    async with pool.client() as client:
+    async with pool.client("conversation") as client:
         await client.set("a", "of a")
         await client.set("b", "of b")
 
     async def get(key: str) -> object:
-        async with pool.client() as client:
+        async with pool.client("conversation") as client:
             return await client.get(key)
 
     pid = own_redis.pid
@@ -201,4 +239,26 @@ async def test_the_local_server_is_found_through_home(
 ) -> None:
     pool = RedisPool.open(RedisSettings(), tmp_path / "home")
     await pool.ping()
+    await pool.close()
+
+
+async def test_calls_and_failures_are_counted_by_what_they_are_for(
+    own_redis: RedisServer,
+) -> None:
+    def calls(operation: str) -> tuple[float, float]:
+        counted = metrics.REDIS_SECONDS.labels(operation)._buckets
+        failed = metrics.REDIS_FAILURES.labels(operation)._value
+        return sum(bucket.get() for bucket in counted), failed.get()
+
+    pool = pool_of(own_redis)
+    before = calls("profile"), calls("begin")
+    async with pool.client("profile") as client:
+        await client.get("a")
+    own_redis.stop()
+    with pytest.raises(StateUnavailable):
+        async with pool.client("profile") as client:
+            await client.get("a")
+    (counted, failed), other = before
+    assert calls("profile") == (counted + 2, failed + 1)
+    assert calls("begin") == other
     await pool.close()

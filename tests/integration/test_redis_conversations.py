@@ -246,7 +246,7 @@ async def test_a_deleted_conversation_leaves_nothing(
     made = await store.create("acme", metadata={"a": "b"}, items=turn("0"))
     await store.turns.commit("acme", made.id, response="r", items=turn("1"))
     await store.delete("acme", made.id)
-    async with pool.client() as client:
+    async with pool.client("conversation") as client:
         assert await client.keys(f"*{made.id}*") == []
     with pytest.raises(ConversationNotFound):
         await store.delete("acme", made.id)
@@ -261,14 +261,14 @@ async def test_whoever_touches_a_conversation_puts_its_end_off(
     await store.turns.commit("acme", made.id, response="r", items=turn("1"))
 
     async def touched_by(touch: object) -> None:
-        async with pool.client() as client:
+        async with pool.client("conversation") as client:
             keys = await client.keys(f"*{made.id}*")
             parts = {key.decode().rsplit(":", 1)[1] for key in keys}
             assert parts >= {"meta", "order", "every", "items", "parents", "turns", "ended"}
             for key in keys:
                 await client.expire(key, 10)
         await touch  # type: ignore[misc]
-        async with pool.client() as client:
+        async with pool.client("conversation") as client:
             assert {await client.ttl(key) for key in keys} <= {99, 100}
 
     await touched_by(store.load("acme", made.id))
@@ -281,7 +281,7 @@ async def test_a_conversation_without_turns_expires_too(
     store: ConversationStore, pool: RedisPool
 ) -> None:
     made = await store.create("acme", metadata={})
-    async with pool.client() as client:
+    async with pool.client("conversation") as client:
         assert [await client.ttl(key) for key in await client.keys(f"*{made.id}*")] == [100]
 
 
@@ -296,7 +296,7 @@ async def test_the_oldest_items_are_cut_but_not_what_the_system_said_first(
     assert await contents(store, made.id) == ["be kind", "ask 2", "tell 2", "ask 3", "tell 3"]
     # What is remembered of old commits is bounded as well; the recent ones are.
     assert await store.turns.commit("acme", made.id, response="r3", items=turn("3")) is False
-    async with pool.client() as client:
+    async with pool.client("conversation") as client:
         (ended,) = await client.keys(f"*{made.id}*:ended")
         assert await client.zrange(ended, 0, -1) == [b"r2", b"r3"]
     with pytest.raises(InvalidRequest, match="at most 5 items; 6"):
@@ -350,7 +350,7 @@ async def test_one_cluster_slot_holds_a_conversation(
 ) -> None:
     made = await store.create("acme", metadata={}, items=turn("0"))
     await store.turns.commit("acme", made.id, response="r", items=turn("1"))
-    async with pool.client() as client:
+    async with pool.client("conversation") as client:
         keys = [key.decode() for key in await client.keys(f"*{made.id}*")]
     assert {key[key.index("{") : key.index("}") + 1] for key in keys} == {f"{{acme:{made.id}}}"}
 
@@ -359,7 +359,7 @@ async def test_what_is_stored_is_json_with_a_version(
     store: ConversationStore, pool: RedisPool
 ) -> None:
     made = await store.create("acme", metadata={}, items=turn("0"))
-    async with pool.client() as client:
+    async with pool.client("conversation") as client:
         (items,) = await client.keys(f"*{made.id}*:items")
         (meta,) = await client.keys(f"*{made.id}*:meta")
         values = [*(await client.hvals(items)), await client.hget(meta, "body")]
@@ -374,7 +374,7 @@ async def test_what_another_version_or_nobody_wrote_is_not_guessed_at(
     store: ConversationStore, pool: RedisPool, written: bytes, complaint: str
 ) -> None:
     made = await store.create("acme", metadata={}, items=turn("0"))
-    async with pool.client() as client:
+    async with pool.client("conversation") as client:
         (items,) = await client.keys(f"*{made.id}*:items")
         await client.hset(items, "msg_0_in", written)
     with pytest.raises(StateUnavailable, match=complaint):
@@ -384,12 +384,12 @@ async def test_what_another_version_or_nobody_wrote_is_not_guessed_at(
 async def test_a_full_redis_refuses_a_turn_whole(own_redis: RedisServer) -> None:
     store, pool = open_store(own_redis)
     made = await store.create("acme", metadata={}, items=turn("0"))
-    async with pool.client() as client:
+    async with pool.client("conversation") as client:
         await client.config_set("maxmemory", "1")
     with pytest.raises(StateUnavailable, match="out of memory") as caught:
         await store.turns.commit("acme", made.id, response="r", items=turn("1"))
     assert "ask 1" not in str(caught.value)
-    async with pool.client() as client:
+    async with pool.client("conversation") as client:
         await client.config_set("maxmemory", "0")
     assert await contents(store, made.id) == ["ask 0", "tell 0"]
     assert await store.turns.commit("acme", made.id, response="r", items=turn("1"))
@@ -487,7 +487,7 @@ async def test_a_conversations_own_time_to_live_slides(
     made = await store.create("acme", metadata={}, items=turn("0"), ttl_s=50)
     assert (await store.get("acme", made.id)).ttl_s == 50
     await store.update("acme", made.id, ttl_s=70)
-    async with pool.client() as client:
+    async with pool.client("conversation") as client:
         keys = await client.keys(f"*{made.id}*")
         for key in keys:
             await client.expire(key, 10)

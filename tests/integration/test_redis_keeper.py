@@ -36,6 +36,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.slept: list[float] = []
 
     def monotonic(self) -> float:
         return self.now
@@ -44,7 +45,9 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(redis_keeper, "time", SimpleNamespace(monotonic=made.monotonic))
+    monkeypatch.setattr(
+        redis_keeper, "time", SimpleNamespace(monotonic=made.monotonic, sleep=made.slept.append)
+    )
     return made
 
 
@@ -85,6 +88,23 @@ def test_a_redis_that_died_is_started_where_its_clients_look_for_it(
     keeper.look()
     assert own_redis.running() == before
     assert notes.texts == ["Redis is gone; starting it again with what it had stored."]
+
+
+def test_the_death_of_redis_ends_the_wait_for_it_and_its_absence_does_not(
+    folder: RunFolder, own_redis: RedisServer, clock: Clock
+) -> None:
+    keeper = RedisKeeper(folder, Notes())
+    keeper.look()
+    keeper.wait(0.01)
+    killing = threading.Timer(0.2, kill, [own_redis])
+    killing.start()
+    keeper.wait(60)
+    killing.join()
+    keeper.wait(60)  # nor does it begin
+    damage(folder)
+    keeper.look()
+    keeper.wait(7)
+    assert clock.slept == [7]
 
 
 def test_a_redis_that_cannot_start_is_told_with_its_reason_until_it_is_back(

@@ -51,7 +51,7 @@ async def test_what_is_kept_is_sealed_and_lies_under_no_plain_name(
     await profiles(pool, seal).learn(
         "acme", "ann@example.org", [NewFact("taste:llamas", "Likes llamas.")], response="resp_1"
     )
-    async with pool.client() as client:
+    async with pool.client("conversation") as client:
         (key,) = [key async for key in client.scan_iter("facts:{acme:user_*}:profile") if b"u1" not in key][-1:]  # fmt: skip
         stored = await client.hgetall(key)
     everything = key + b"".join(b"%b%b" % pair for pair in stored.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from serve_app.ingress.following import Follower
 from serve_app.settings import RedisSettings, ResponsesSettings
 from serve_app.state.connection import RedisPool
 from serve_app.state.conversation_scripts import ConversationScripts
-from serve_app.state.idempotency import IdempotencyStore
+from serve_app.state.idempotency import Claim, IdempotencyStore
 from serve_app.state.journal import JournalWriter
 from serve_app.state.keyspace import conversation_of, new_response_id
 from serve_app.state.responses import ResponseStore
@@ -116,7 +117,7 @@ async def test_a_journal_expires_and_is_bounded(scripts: ConversationScripts) ->
     writer.keep(run, events=True)
     await until(lambda: writer.writes)
     journal = scripts.keys("acme", conversation_of(run.response)).journal(run.response)
-    async with scripts.redis.client() as client:
+    async with scripts.redis.client("conversation") as client:
         assert 48 <= await client.ttl(journal) <= 50
     writer.forget(run.response)
 
@@ -169,7 +170,7 @@ async def test_what_nobody_was_told_of_leaves_nothing(scripts: ConversationScrip
     await store.abandon("acme", run.response, "me")
     with pytest.raises(ResponseNotFound):
         await store.get("acme", run.response)
-    async with scripts.redis.client() as client:
+    async with scripts.redis.client("conversation") as client:
         root = scripts.keys("acme", conversation_of(run.response)).root
         assert await client.keys(f"{root}*") == []
 
@@ -180,7 +181,7 @@ async def test_an_idempotency_key_stands_for_one_request(scripts: ConversationSc
         key_prefix="runs",
         settings=settings(),
         seal=Seal(),
-        in_flight_s=0.2,
+        lease_s=0.2,
     )
 
     def claim(fingerprint: str = "f", subject: str = "s", tenant: str = "acme") -> Any:
@@ -203,3 +204,69 @@ async def test_an_idempotency_key_stands_for_one_request(scripts: ConversationSc
     assert (await claim()).answer == (200, "text/plain", b"done")
     with pytest.raises(IdempotencyMismatch):
         await claim("g")
+
+
+@dataclass
+class Keyed:
+    """Claims on one key, as several replicas make them."""
+
+    store: IdempotencyStore
+    key: str
+
+    async def claim(self, subject: str = "new") -> Claim:
+        return await self.store.claim("acme", self.key, fingerprint="f", subject=subject)
+
+    async def taken(self) -> bool:
+        try:
+            await self.claim()
+        except IdempotencyConflict:
+            return True
+        return False
+
+
+def keyed(scripts: ConversationScripts, *, lease_s: float) -> Keyed:
+    given = {"settings": settings(), "seal": Seal(), "lease_s": lease_s}
+    return Keyed(IdempotencyStore(scripts.redis, key_prefix="runs", **given), new_response_id())
+
+
+async def test_a_key_is_held_for_as_long_as_its_request_takes(
+    scripts: ConversationScripts,
+) -> None:
+    asked = keyed(scripts, lease_s=0.15)
+    claim = await asked.claim("first")
+    async with asked.store.held(claim):
+        give_up = time.monotonic() + 0.5
+        while time.monotonic() < give_up:  # several times its lease
+            assert await asked.taken()
+            await asyncio.sleep(INTERVAL_S)
+    # Nobody renews the lease any more, as if its replica had been killed.
+    give_up = time.monotonic() + 10
+    while await asked.taken():
+        assert time.monotonic() < give_up
+        await asyncio.sleep(INTERVAL_S)
+
+
+async def test_a_key_whose_outcome_is_unknown_is_free_at_once_for_the_same_request(
+    scripts: ConversationScripts,
+) -> None:
+    asked = keyed(scripts, lease_s=60)
+    await asked.store.release(await asked.claim("first"))
+    second = await asked.claim("second")
+    assert second.subject == "first"
+    with pytest.raises(IdempotencyConflict):
+        await asked.claim()
+    # What was refused has made nothing: the next one begins anew.
+    await asked.store.free(second)
+    assert (await asked.claim("third")).subject == "third"
+
+
+async def test_a_claim_that_is_sent_twice_because_its_answer_was_lost_is_no_conflict(
+    scripts: ConversationScripts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = keyed(scripts, lease_s=60)
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "the same")
+    first = await asked.claim("first")
+    assert await asked.claim("first") == first
+    monkeypatch.undo()
+    with pytest.raises(IdempotencyConflict):
+        await asked.claim("first")

@@ -58,6 +58,7 @@ def test_the_code_keeps_every_rule(copy: Path) -> None:
         ),
         ("dialogue/manager.py", "redis.asyncio", "Only state talks to Redis"),
         ("web/page.py", "redis", "Only state talks to Redis"),
+        ("ingress/gate.py", "opentelemetry.trace", "Only telemetry.otel talks to OpenTelemetry"),
         ("models/gguf_file.py", "torch", "Serving on a CPU imports no torch"),
         ("generation/backends/base.py", "tensorrt", "Serving on a CPU imports no torch"),
     ],

@@ -6,244 +6,21 @@ A dashboard is rows of panels, a panel a title, a unit and queries; all else is 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from boards.cluster import CLUSTER
+from boards.dialogue import DIALOGUE
+from boards.engine import ENGINE
+from boards.panels import Panel, Rows
+from boards.service import SERVICE
 
 FOLDER = Path(__file__).parent / "dashboards"
 WIDTH = 24
 HEIGHT = 8
-SERVED = 'route!~"/health|/ready|/metrics|/version"'
-
-
-@dataclass(frozen=True)
-class Query:
-    """A PromQL expression, and what its curve is called."""
-
-    expr: str
-    legend: str
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A graph over time.
-
-    Attributes:
-        title: what it shows.
-        unit: Grafana's name of the unit.
-        queries: its curves.
-        about: what to conclude from it.
-        threshold: where it turns red.
-        stacked: whether curves add up.
-    """
-
-    title: str
-    unit: str
-    queries: tuple[Query, ...]
-    about: str
-    threshold: float | None = None
-    stacked: bool = False
-
-
-def quantiles(metric: str) -> tuple[Query, ...]:
-    """Return the median, p95 and p99 of a histogram."""
-    return tuple(
-        Query(
-            f"histogram_quantile({share}, sum by (le) "
-            f'(rate({metric}_bucket{{job=~"$job"}}[$__rate_interval])))',
-            name,
-        )
-        for share, name in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
-    )
-
-
-def rate(metric: str, legend: str, by: str = "", labels: str = "") -> Query:
-    """Return a counter's increase per second, in all or by a label."""
-    grouped = f" by ({by})" if by else ""
-    chosen = ", ".join(filter(None, ('job=~"$job"', labels)))
-    return Query(f"sum{grouped} (rate({metric}{{{chosen}}}[$__rate_interval]))", legend)
-
-
-def gauge(metric: str, legend: str) -> Query:
-    """Return a gauge's sum over all nodes."""
-    return Query(f'sum({metric}{{job=~"$job"}})', legend)
-
-
-def burned(ratio: str) -> tuple[Query, ...]:
-    """Return a recorded ratio over several windows."""
-    return tuple(
-        Query(f"parley:{ratio}:ratio_rate{window}", f"over {window}")
-        for window in ("5m", "1h", "6h")
-    )
-
-
-SERVICE: dict[str, tuple[Panel, ...]] = {
-    "Objectives": (
-        Panel(
-            "Requests that fail",
-            "percentunit",
-            burned("request_errors"),
-            "Failures that are ours, broken streams included. The objective is 0.5 % in 30 days.",
-            threshold=0.005,
-        ),
-        Panel(
-            "Replies that begin late",
-            "percentunit",
-            burned("slow_first_tokens"),
-            "First tokens after more than 2.5 s. The objective is 5 % in 30 days.",
-            threshold=0.05,
-        ),
-    ),
-    "Traffic": (
-        Panel(
-            "Requests by status",
-            "reqps",
-            (rate("parley_requests_total", "{{status}}", "status", SERVED),),
-            "499 is a client that left.",
-            stacked=True,
-        ),
-        Panel(
-            "Requests by route",
-            "reqps",
-            (rate("parley_requests_total", "{{route}}", "route", SERVED),),
-            "What is asked for.",
-            stacked=True,
-        ),
-        Panel(
-            "Errors by code",
-            "reqps",
-            (rate("parley_errors_total", "{{code}}", "code"),),
-            "docs/api.md says what each code means.",
-            stacked=True,
-        ),
-    ),
-    "Latency": (
-        Panel(
-            "Time to first token",
-            "s",
-            quantiles("parley_time_to_first_token_seconds"),
-            "From a request's arrival. Compare with the queue time on the engine's dashboard.",
-            threshold=2.5,
-        ),
-        Panel(
-            "Time between tokens",
-            "s",
-            quantiles("parley_inter_token_latency_seconds"),
-            "The mean of each finished reply.",
-        ),
-        Panel(
-            "Time to the end of the reply",
-            "s",
-            quantiles("parley_e2e_request_latency_seconds"),
-            "Grows with the length of replies.",
-        ),
-    ),
-    "Load": (
-        Panel(
-            "Requests in progress",
-            "short",
-            (gauge("parley_requests_in_progress", "in progress"),),
-            "Streams that are being sent count.",
-        ),
-        Panel(
-            "Tokens of replies",
-            "short",
-            (rate("parley_generation_tokens_total", "tokens/s"),),
-            "Of finished replies, so it follows the load by their length.",
-        ),
-    ),
-}
-
-ENGINE: dict[str, tuple[Panel, ...]] = {
-    "Slots": (
-        Panel(
-            "Streams",
-            "short",
-            (
-                gauge("parley_num_requests_running", "running"),
-                gauge("parley_num_requests_waiting", "waiting"),
-                gauge("parley_slots", "slots"),
-            ),
-            "Running at the slots' line, and waiting above 0: more is asked for than there is.",
-        ),
-        Panel(
-            "Slots in use",
-            "percentunit",
-            (Query("parley:slots:used_ratio", "in use"),),
-            "For hours above 0.95: add replicas.",
-            threshold=0.95,
-        ),
-        Panel(
-            "Queue time",
-            "s",
-            quantiles("parley_request_queue_time_seconds"),
-            "From submission to a slot: the part of the time to first token that more slots end.",
-        ),
-    ),
-    "Tokens": (
-        Panel(
-            "Tokens a second",
-            "short",
-            (
-                rate("parley_prompt_tokens_total", "prompt"),
-                rate("parley_prompt_tokens_cached_total", "of them cached"),
-                rate("parley_generation_tokens_total", "reply"),
-            ),
-            "Cached tokens are not computed.",
-        ),
-        Panel(
-            "Prefix cache hits",
-            "percentunit",
-            (
-                Query(
-                    'sum(rate(parley_prompt_tokens_cached_total{job=~"$job"}[$__rate_interval])) '
-                    '/ sum(rate(parley_prompt_tokens_total{job=~"$job"}[$__rate_interval]))',
-                    "cached share of prompts",
-                ),
-            ),
-            "A fall with no change in traffic: conversations don't find their replica again.",
-        ),
-        Panel(
-            "Tokens held in slots",
-            "short",
-            (gauge("parley_kv_cache_tokens", "tokens"),),
-            "Bounded by generator.max_cached_tokens on each replica.",
-        ),
-    ),
-    "Replicas": (
-        Panel(
-            "Slots by node",
-            "short",
-            (Query('sum by (instance) (parley_slots{job=~"$job"})', "{{instance}}"),),
-            "A node that falls to 0 and comes back has lost its replica.",
-            stacked=True,
-        ),
-        Panel(
-            "Generators lost, engine errors",
-            "reqps",
-            (
-                rate(
-                    "parley_errors_total", "{{code}}", "code", 'code=~"generator_lost|engine_error"'
-                ),
-            ),
-            "Should be nothing.",
-        ),
-        Panel(
-            "Replies that moved",
-            "reqps",
-            (rate("parley_stream_moves_total", "{{cause}}", "cause"),),
-            "They went on with another generator: lost, theirs died; handed_back, it was stopped.",
-            stacked=True,
-        ),
-        Panel(
-            "Time to move",
-            "s",
-            quantiles("parley_stream_move_seconds"),
-            "Until another generator has taken the reply. Readers wait for its prompt besides.",
-        ),
-    ),
-}
-
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
@@ -273,7 +50,12 @@ def panel_json(panel: Panel, number: int, column: int, width: int, top: int) -> 
             "overrides": [],
         },
         "options": {
-            "legend": {"displayMode": "list", "placement": "bottom"},
+            "legend": {
+                "calcs": [],
+                "displayMode": "list",
+                "placement": "bottom",
+                "showLegend": True,
+            },
             "tooltip": {"mode": "multi", "sort": "desc"},
         },
         "targets": [
@@ -288,7 +70,22 @@ def panel_json(panel: Panel, number: int, column: int, width: int, top: int) -> 
     }
 
 
-def dashboard(uid: str, title: str, rows: dict[str, tuple[Panel, ...]]) -> dict[str, Any]:
+def _variable(label: str) -> dict[str, Any]:
+    """Return a choice among the values of a label."""
+    return {
+        "name": label,
+        "type": "query",
+        "datasource": _SOURCE,
+        "query": {"query": f"label_values(parley_slots, {label})", "refId": label},
+        "includeAll": True,
+        "allValue": ".+",
+        "multi": True,
+        "refresh": 2,
+        "current": {"text": "All", "value": "$__all"},
+    }
+
+
+def dashboard(uid: str, title: str, rows: Rows) -> dict[str, Any]:
     """Return a dashboard as Grafana's model has it."""
     panels: list[dict[str, Any]] = []
     top = 0
@@ -321,17 +118,7 @@ def dashboard(uid: str, title: str, rows: dict[str, tuple[Panel, ...]]) -> dict[
         "templating": {
             "list": [
                 {"name": "datasource", "type": "datasource", "query": "prometheus"},
-                {
-                    "name": "job",
-                    "type": "query",
-                    "datasource": _SOURCE,
-                    "query": {"query": "label_values(parley_slots, job)", "refId": "job"},
-                    "includeAll": True,
-                    "allValue": ".+",
-                    "multi": True,
-                    "refresh": 2,
-                    "current": {"text": "All", "value": "$__all"},
-                },
+                *(_variable(label) for label in ("job", "model_name")),
             ]
         },
         "panels": panels,
@@ -343,6 +130,8 @@ def dashboards() -> dict[str, dict[str, Any]]:
     return {
         "service.json": dashboard("parley-service", "Parley: service", SERVICE),
         "engine.json": dashboard("parley-engine", "Parley: engine", ENGINE),
+        "dialogue.json": dashboard("parley-dialogue", "Parley: dialogue", DIALOGUE),
+        "cluster.json": dashboard("parley-cluster", "Parley: cluster", CLUSTER),
     }
 
 

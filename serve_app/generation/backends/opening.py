@@ -12,13 +12,21 @@ from serve_app.models.store import PreparedModel
 __all__ = ["open_backend"]
 
 
-def open_backend(model: PreparedModel, *, threads: int, engines: Path | None = None) -> Backend:
+def open_backend(
+    model: PreparedModel,
+    *,
+    threads: int,
+    engines: Path | None = None,
+    gpu_weights_mb: int | None = None,
+) -> Backend:
     """Load a prepared model into the backend for its graph's form.
 
     Args:
         model: the model.
         threads: threads that compute on a CPU, at least 1.
         engines: folder that machines share TensorRT engines through; None looks beside the model.
+        gpu_weights_mb: MiB of weights on the GPU, where an engine was built to leave some on the host;
+            None takes as many as slots leave room for.
 
     Raises:
         ModelError: the graph can't be loaded.
@@ -31,6 +39,7 @@ def open_backend(model: PreparedModel, *, threads: int, engines: Path | None = N
         # torch and TensorRT are there on GPU machines alone.
         from serve_app.generation.backends.tensorrt.opening import open_tensorrt
 
-        return open_tensorrt(model, engines)
+        weights_bytes = None if gpu_weights_mb is None else gpu_weights_mb << 20
+        return open_tensorrt(model, engines, weights_bytes=weights_bytes)
     kind = NativeBackend if manifest.form == "native" else OnnxRuntimeBackend
     return kind(model.path, manifest.interface, threads=threads)

@@ -17,11 +17,14 @@ from serve_app.api.sse import DONE
 from serve_app.errors import InvalidRequest
 from serve_app.ingress.event_stream import EventStream
 from serve_app.ingress.gate import tenant_of
-from serve_app.ingress.json_response import JsonResponse
+from serve_app.ingress.inference_span import Inference
+from serve_app.ingress.json_response import accounted
+from serve_app.ingress.models import ModelService
 from serve_app.ingress.replies import Generation
 from serve_app.ingress.services import Services, random_seed
 from serve_app.messages.dialogue import PlanTurn, TurnPlan
 from serve_app.messages.generation import GenerateRequest
+from serve_app.telemetry.origin import named
 
 __all__ = ["chat_routes"]
 
@@ -37,46 +40,57 @@ def chat_routes(services: Services) -> APIRouter:
         body = parse_body(
             await request.body(), ChatCompletionRequest, max_depth=limits.max_json_depth
         )
-        services.check_model(body.model)
+        model = services.models.named(body.model)
+        model.generators.check_room()
         check_size(body, services)
-        async with generation.in_time(body.timeout):
-            plan = await services.dialogue.plan(
-                PlanTurn(
-                    tenant=tenant_of(request.scope),
-                    messages=body.to_messages(),
-                    max_tokens=body.token_limit,
-                    truncate=body.truncation == "auto",
-                )
-            )
         completion, created = chat_completion_id(), int(time.time())
-        requests = choice_requests(body, plan, completion, services)
-        extras = Extras(turns_left_out=plan.turns_left_out)
-        encoders = [
-            ChatStreamEncoder(
-                completion=completion,
-                model=services.model.model,
-                created=created,
-                choice=choice,
-                include_usage=body.include_usage,
-            )
-            for choice in range(body.n)
-        ]
-        await generation.open(requests, body.stop)
+        named(request=completion)
+        account = generation.account
+        account.begin("chat.completions", completion, model.name)
+        messages = body.to_messages()
+        async with generation.in_time(body.timeout):
+            with account.hop("plan") as hop:
+                plan = await services.dialogue.plan(
+                    PlanTurn(
+                        tenant=tenant_of(request.scope),
+                        messages=messages,
+                        max_tokens=body.token_limit,
+                        truncate=body.truncation == "auto",
+                        model=model.key,
+                    )
+                )
+                hop.answered(plan)
+        with account.stage("submit"):
+            requests = choice_requests(body, plan, completion, services, model)
+            extras = Extras(turns_left_out=plan.turns_left_out)
+            encoders = [
+                ChatStreamEncoder(
+                    completion=completion,
+                    model=model.name,
+                    created=created,
+                    choice=choice,
+                    include_usage=body.include_usage,
+                )
+                for choice in range(body.n)
+            ]
+        inference = Inference("chat", model.name, messages, streams=body.stream, stop=body.stop)
+        await generation.open(model, requests, body.stop, inference)
         if not body.stream:
             try:
                 replies = await generation.replies()
             finally:
                 generation.close()
-            return JsonResponse(
+            return accounted(
                 chat_completion(
                     completion=completion,
-                    model=services.model.model,
+                    model=model.name,
                     created=created,
                     replies=replies,
                     usage=generation.usage(),
                     extras=extras,
                     metadata=body.metadata,
-                )
+                ),
+                account,
             )
         return EventStream(
             chat_events(generation, encoders, extras, body),
@@ -103,7 +117,11 @@ def check_size(body: ChatCompletionRequest, services: Services) -> None:
 
 
 def choice_requests(
-    body: ChatCompletionRequest, plan: TurnPlan, completion: str, services: Services
+    body: ChatCompletionRequest,
+    plan: TurnPlan,
+    completion: str,
+    services: Services,
+    model: ModelService,
 ) -> list[GenerateRequest]:
     """Return one request to the generator per choice."""
     seed = random_seed()
@@ -115,7 +133,7 @@ def choice_requests(
             prompt=plan.prompt,
             sampling=body.sampling(
                 max_tokens=plan.max_tokens,
-                vocab_size=services.model.vocab_size,
+                vocab_size=model.info.vocab_size,
                 defaults=services.sampling_defaults,
                 seed=seed,
                 choice=choice,
@@ -145,4 +163,6 @@ async def chat_events(
     usage = generation.usage()
     if body.include_usage:
         yield encoders[0].usage(usage)
+    if body.include_timing:
+        yield encoders[0].timing(generation.account.snapshot())
     yield DONE

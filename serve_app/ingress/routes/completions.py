@@ -17,10 +17,16 @@ from serve_app.api.reply import Extras
 from serve_app.api.sse import DONE
 from serve_app.errors import ContextLengthExceeded, InvalidRequest
 from serve_app.ingress.event_stream import EventStream
-from serve_app.ingress.json_response import JsonResponse
+from serve_app.ingress.inference_span import Inference
+from serve_app.ingress.json_response import accounted
+from serve_app.ingress.models import ModelService
 from serve_app.ingress.replies import Generation
+from serve_app.ingress.request_account import RequestAccount
 from serve_app.ingress.services import Services, random_seed
 from serve_app.messages.generation import GenerateRequest
+from serve_app.messages.tokenization import Message
+from serve_app.telemetry.account import Spent
+from serve_app.telemetry.origin import named
 
 __all__ = ["completion_routes"]
 
@@ -36,35 +42,49 @@ def completion_routes(services: Services) -> APIRouter:
     async def create_completion(request: Request) -> Response:
         generation = services.generation()
         body = parse_body(await request.body(), CompletionRequest, max_depth=limits.max_json_depth)
-        services.check_model(body.model)
+        model = services.models.named(body.model)
+        model.generators.check_room()
         completion, created = completion_id(), int(time.time())
-        async with generation.in_time(body.timeout):
-            requests = await _requests(body, completion, services)
-        encoders = [
-            CompletionStreamEncoder(
-                completion=completion,
-                model=services.model.model,
-                created=created,
-                choice=choice,
-                include_usage=body.include_usage,
-            )
-            for choice in range(len(requests))
-        ]
-        await generation.open(requests, body.stop)
+        named(request=completion)
+        account = generation.account
+        account.begin("completions", completion, model.name)
+        with account.stage("submit"):
+            async with generation.in_time(body.timeout):
+                requests = await _requests(body, completion, services, model, account)
+            encoders = [
+                CompletionStreamEncoder(
+                    completion=completion,
+                    model=model.name,
+                    created=created,
+                    choice=choice,
+                    include_usage=body.include_usage,
+                )
+                for choice in range(len(requests))
+            ]
+        inference = Inference(
+            "text_completion",
+            model.name,
+            [Message("user", prompt) for prompt in body.prompt if isinstance(prompt, str)],
+            streams=body.stream,
+            stop=body.stop,
+            prompts=len(body.prompt),
+        )
+        await generation.open(model, requests, body.stop, inference)
         if not body.stream:
             try:
                 replies = await generation.replies()
             finally:
                 generation.close()
-            return JsonResponse(
+            return accounted(
                 completion_object(
                     completion=completion,
-                    model=services.model.model,
+                    model=model.name,
                     created=created,
                     replies=replies,
                     usage=generation.usage(prompts=len(body.prompt)),
                     extras=Extras(),
-                )
+                ),
+                account,
             )
         return EventStream(
             _events(generation, encoders, body),
@@ -76,21 +96,25 @@ def completion_routes(services: Services) -> APIRouter:
 
 
 async def _requests(
-    body: CompletionRequest, completion: str, services: Services
+    body: CompletionRequest,
+    completion: str,
+    services: Services,
+    model: ModelService,
+    account: RequestAccount,
 ) -> list[GenerateRequest]:
     limits = services.settings.ingress
-    prompts = body.checked_prompts(services.model.vocab_size)
+    prompts = body.checked_prompts(model.info.vocab_size)
     if len(prompts) * body.n > limits.max_choices:
         message = (
             f"{len(prompts)} prompts with n={body.n} make {len(prompts) * body.n} choices; at most "
             f"{limits.max_choices} are made (setting ingress.max_choices)."
         )
         raise InvalidRequest(message, param="n")
-    context = services.model.context_length
+    context = model.info.context_length
     seed = random_seed()
     requests = []
     for number, prompt in enumerate(prompts):
-        tokens = await services.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        tokens = prompt if isinstance(prompt, tuple) else await _encoded(prompt, model, account)
         if not tokens or len(tokens) >= context:
             message = (
                 f"The prompt has {len(tokens)} tokens; it needs at least 1 and, with room for a "
@@ -107,7 +131,7 @@ async def _requests(
                     prompt=tuple(tokens),
                     sampling=body.sampling(
                         max_tokens=min(body.max_tokens, context - len(tokens)),
-                        vocab_size=services.model.vocab_size,
+                        vocab_size=model.info.vocab_size,
                         defaults=services.sampling_defaults,
                         seed=seed,
                         choice=index,
@@ -117,6 +141,13 @@ async def _requests(
                 )
             )
     return requests
+
+
+async def _encoded(prompt: str, model: ModelService, account: RequestAccount) -> tuple[int, ...]:
+    with account.hop("tokenize") as hop:
+        encoding = await model.tokenizer.encode_text(prompt)
+        hop.answered(Spent(encoding.encode_s))
+    return encoding.tokens
 
 
 def _beginning(tokens: Sequence[int]) -> str:
@@ -137,4 +168,6 @@ async def _events(
     usage = generation.usage(prompts=len(body.prompt))
     if body.include_usage:
         yield encoders[0].usage(usage)
+    if body.include_timing:
+        yield encoders[0].timing(generation.account.snapshot())
     yield DONE

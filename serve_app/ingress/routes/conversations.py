@@ -45,6 +45,7 @@ def conversation_routes(services: Services) -> APIRouter:
     async def create_conversation(request: Request) -> Response:
         body = parse_body(await request.body() or b"{}", ConversationRequest, max_depth=depth)
 
+        services.models.named(body.model)
         with_whom = NOBODY
         if body.persona or services.settings.dialogue.default_persona:
             with_whom = await services.dialogue.persona(body.persona)
@@ -62,6 +63,7 @@ def conversation_routes(services: Services) -> APIRouter:
                 conversation=conversation,
                 persona=with_whom.name,
                 on_busy=with_whom.on_busy,
+                model=body.model,
             )
             return JsonResponse(_shown(made))
 

@@ -21,6 +21,7 @@ from serve_app.api.response_queries import (
 from serve_app.api.response_stream import response_error_event
 from serve_app.api.responses import ResponseRequest
 from serve_app.errors import InvalidRequest, ResponseNotFound
+from serve_app.ingress.asked import Asked
 from serve_app.ingress.event_stream import EventStream
 from serve_app.ingress.following import Follower
 from serve_app.ingress.gate import tenant_of
@@ -30,14 +31,17 @@ from serve_app.ingress.idempotency import (
     fingerprint_of,
     idempotency_key,
 )
-from serve_app.ingress.json_response import JsonResponse
-from serve_app.ingress.response_run import Asked, ResponseRun
+from serve_app.ingress.json_response import JsonResponse, accounted
+from serve_app.ingress.models import ModelService
+from serve_app.ingress.response_run import ResponseRun
 from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
 from serve_app.ingress.stored_items import as_items
 from serve_app.messages.dialogue import Item
+from serve_app.routing.pools import FIRST
 from serve_app.state.idempotency import in_flight
 from serve_app.state.keyspace import conversation_of, new_conversation_id, new_response_id
+from serve_app.telemetry.origin import named
 
 __all__ = ["response_routes"]
 
@@ -47,15 +51,16 @@ def response_routes(services: Services, runs: Runs) -> APIRouter:
     router = APIRouter(prefix="/v1/responses")
     depth = services.settings.ingress.max_json_depth
     stores = services.stores
-    follower = Follower(
-        stores.responses, services.settings.responses, services.generators.subscriber
-    )
+    follower = Follower(stores.responses, services.settings.responses, services.owner)
 
     @router.post("")
     async def create_response(request: Request) -> Response:
         body = parse_body(await request.body(), ResponseRequest, max_depth=depth)
-        services.check_model(body.model)
-        asked = asked_by(body, tenant_of(request.scope), stored_by_default=_stores(services))
+        tenant = tenant_of(request.scope)
+        model = await _model(services, body, tenant)
+        model.generators.check_room()
+        asked = asked_by(body, tenant, stored_by_default=_stores(services), model=model.key)
+        named(request=asked.response, conversation=asked.place)
         key = idempotency_key(request)
         if key is None or not asked.joins:
             return await answer(runs.start(asked))
@@ -72,6 +77,7 @@ def response_routes(services: Services, runs: Runs) -> APIRouter:
         if claim.subject != asked.response:
             place = conversation_of(claim.subject)
             asked = replace(asked, response=claim.subject, place=place)
+            named(request=asked.response, conversation=asked.place)
             if (before := await _answered_before(asked)) is not None:
                 return before
             if runs.find(asked.tenant, asked.response) is not None:  # it was begun meanwhile
@@ -172,8 +178,16 @@ def response_routes(services: Services, runs: Runs) -> APIRouter:
     return router
 
 
-def asked_by(request: ResponseRequest, tenant: str, *, stored_by_default: bool) -> Asked:
+def asked_by(
+    request: ResponseRequest, tenant: str, *, stored_by_default: bool, model: str = FIRST
+) -> Asked:
     """Return what a request asks for, and where it will be kept.
+
+    Args:
+        request: as it came.
+        tenant: whose it is.
+        stored_by_default: whether it is kept where the request doesn't say.
+        model: key of the model that answers.
 
     Raises:
         ConversationNotFound: what was sent can't be the id of a conversation.
@@ -198,7 +212,21 @@ def asked_by(request: ResponseRequest, tenant: str, *, stored_by_default: bool) 
         stored=stored,
         claim=None,
         created=int(time.time()),
+        model=model,
     )
+
+
+async def _model(services: Services, request: ResponseRequest, tenant: str) -> ModelService:
+    """Return the model that answers: the request's, else the one that its conversation remembers.
+
+    Raises:
+        ModelNotFound: the request's is not served.
+        StateUnavailable: Redis can't be asked for the conversation's.
+    """
+    models, place = services.models, request.place
+    if request.model is not None or place is None or len(models) == 1:
+        return models.named(request.model)
+    return models.remembered(await services.stores.conversations.model(tenant, place))
 
 
 async def answer(run: ResponseRun) -> Response:
@@ -210,7 +238,7 @@ async def answer(run: ResponseRun) -> Response:
             return EventStream(run.read(), broken=_broken_reading, close=lambda: _leave(run))
         if request.background:
             return JsonResponse(run.snapshot())
-        return JsonResponse(await run.ended())
+        return accounted(await run.ended(), run.account)
     except asyncio.CancelledError:
         _leave(run)
         raise

@@ -20,23 +20,23 @@ def tokenize_routes(services: Services) -> APIRouter:
     @router.post("/tokenize")
     async def tokenize(request: Request) -> Response:
         body = parse_body(await request.body(), TokenizeRequest, max_depth=depth)
-        services.check_model(body.model)
+        model = services.models.named(body.model)
         source = body.source
         if isinstance(source, str):
-            tokens = await services.tokenizer.encode(
+            tokens = await model.tokenizer.encode(
                 source, add_special_tokens=body.with_special_tokens
             )
         else:
-            encoding = await services.tokenizer.encode_chat(
+            encoding = await model.tokenizer.encode_chat(
                 source, add_generation_prompt=body.with_generation_prompt
             )
             tokens = encoding.tokens
-        return JsonResponse(tokenized(tokens, context_length=services.model.context_length))
+        return JsonResponse(tokenized(tokens, context_length=model.info.context_length))
 
     @router.post("/detokenize")
     async def detokenize(request: Request) -> Response:
         body = parse_body(await request.body(), DetokenizeRequest, max_depth=depth)
-        services.check_model(body.model)
-        return JsonResponse(detokenized(await services.tokenizer.decode(tuple(body.tokens))))
+        model = services.models.named(body.model)
+        return JsonResponse(detokenized(await model.tokenizer.decode(tuple(body.tokens))))
 
     return router

@@ -9,8 +9,9 @@ __all__ = ["ABANDON", "BEGIN", "CANCEL", "COMMIT", "CONCLUDE", "KEEP", "SEIZE"]
 # ARGV: ttl, response, owner, lease in ms, what to do while another turn runs ('' for side by side),
 # most turns in the queue, where to hang the turn on ('head', 'previous', 'replaces', 'new'), of which
 # response, draft of the response or '', user or '', claim or '', body of a new conversation, whether
-# the request itself says what to do while another turn runs ('1' or ''), whether the turn was begun
-# before and waits ('1' or ''): if it has ended since, this came too late and must not begin it anew.
+# the request itself says what to do while another turn runs ('1' or ''), name of the model or '', whether
+# the turn was begun before and waits ('1' or ''): if it has ended since, this came too late and must not
+# begin it anew.
 # Returns ('waits', turns before), or ('go', whether clients can't know it, item before, how many items
 # the line has, the conversation's body, the latest state and the item of it, the latest summary and the
 # item of it, then the line's id, item, …, then those of the input that is answered again), or what
@@ -31,7 +32,7 @@ end
 if redis.call('HEXISTS', turns, response .. ':last') == 1 then return {'repeated'} end
 if redis.call('HEXISTS', turns, response .. ':gone') == 1 then return {'gone'} end
 local holder = redis.call('HGET', runs, response .. ':owner')
-if ARGV[14] ~= '' and holder ~= ARGV[3] and holder ~= '' then return {'lost'} end
+if ARGV[15] ~= '' and holder ~= ARGV[3] and holder ~= '' then return {'lost'} end
 if holder and holder ~= ARGV[3] and alive(response) then return {'flies'} end
 local hidden = redis.call('HGET', meta, 'hidden') or ''
 if hidden == '1' then mode = '' end
@@ -51,6 +52,7 @@ end
 redis.call('HSET', runs, response .. ':owner', ARGV[3], response .. ':lease', now() + ARGV[4])
 if ARGV[9] ~= '' then redis.call('HSET', responses, response, ARGV[9]) end
 if ARGV[11] ~= '' then redis.call('SADD', KEYS[12], ARGV[11]) end
+if ARGV[14] ~= '' then redis.call('HSET', meta, 'model', ARGV[14]) end
 touch()
 local cancelled = redis.call('HGET', runs, response .. ':cancel')
 if cancelled then return {'cancelled', cancelled} end
@@ -107,7 +109,8 @@ return redis.call('HGET', runs, response .. ':cancel') or 'go'
 COMMIT = step("""
 local response = ARGV[3]
 if redis.call('EXISTS', meta) == 0 then return 'missing' end
-if redis.call('ZSCORE', ended, response) then return 'repeated' end
+-- A write even then, so that whoever waits for replicas waits for what was committed before.
+if redis.call('ZSCORE', ended, response) then touch() return 'repeated' end
 if ARGV[4] ~= '' and redis.call('HGET', runs, response .. ':owner') ~= ARGV[4] then
   return 'lost'
 end

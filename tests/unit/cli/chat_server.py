@@ -22,6 +22,7 @@ class Server(ThreadingHTTPServer):
         stream: sent instead of the events of a reply, if it is set.
         refusal: status, headers and body that answer everything, if it is set.
         authorization: that header of the latest request.
+        models: names of those that it serves.
     """
 
     def __init__(self) -> None:
@@ -34,6 +35,7 @@ class Server(ThreadingHTTPServer):
         self.stream: bytes | None = None
         self.refusal: tuple[int, dict[str, str], bytes] | None = None
         self.authorization: str | None = None
+        self.models = ["m"]
 
     @property
     def url(self) -> str:
@@ -58,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         path, _, query = self.path.partition("?")
         if path == "/v1/models":
-            self.answer({"object": "list", "data": [{"id": "m"}]})
+            self.answer({"object": "list", "data": [{"id": name} for name in self.server.models]})
             return
         conversation = path.split("/")[3]
         if conversation not in self.server.conversations:

@@ -104,6 +104,17 @@ def test_parameters_are_sent_with_their_types(session: ChatSession, server: Serv
         session.set_parameter("temperature")
 
 
+def test_one_of_several_models_can_be_chosen_and_an_unknown_one_is_named(server: Server) -> None:
+    server.models = ["m", "other"]
+    with ChatClient(server.url) as client:
+        hear(ChatSession(client, model="other"), "x")
+        assert server.requests[-1]["model"] == "other"
+        hear(ChatSession(client), "x")
+        assert server.requests[-1]["model"] == "m"
+        with pytest.raises(ParleyError, match="no model third; it serves m, other"):
+            ChatSession(client, model="third")
+
+
 def test_resuming_an_unknown_conversation_says_so(server: Server) -> None:
     with ChatClient(server.url) as client:
         session = ChatSession(client, "conv_missing")

@@ -72,6 +72,17 @@ def test_config_show_speaks_yaml_and_not_python(parley) -> None:
     assert "None" not in shown
 
 
+def test_config_show_speaks_yaml_of_several_models_too(parley) -> None:
+    file = REPOSITORY / "deploy" / "several-models.yaml"
+    import yaml
+
+    shown = yaml.safe_load(parley("config", "show", "--config", str(file)).stdout)
+    assert shown["models"]["also"]["unrounded"]["generator"] == {
+        "max_cached_tokens": 8192,
+        "slots": 8,
+    }
+
+
 def test_a_misspelt_variable_is_refused_by_every_command_that_reads_settings(parley) -> None:
     for command in (["up"], ["config", "show"], ["model", "prepare"], ["key", "list"]):
         refused = parley(*command, PARLEY_GENERATER_SLOTS="8")

@@ -181,6 +181,20 @@ def test_status_uses_the_key_of_the_environment(parley) -> None:
 
 
 @pytest.mark.usefixtures("run")
+def test_status_names_every_model(parley, tmp_path: Path) -> None:
+    (row,) = [line for line in parley("status").stdout.splitlines() if line.startswith("model")]
+    assert row.split() == ["model", "m"]
+    folder = RunFolder(tmp_path / "home")
+    state = folder.state()
+    assert state is not None
+    folder.save(state.model_copy(update={"further_models": ("other",)}))
+    (row,) = [line for line in parley("status").stdout.splitlines() if line.startswith("model")]
+    assert row.split() == ["models", "m,", "other"]
+    seen = json.loads(parley("status", "--json").stdout)
+    assert (seen["model"], seen["further_models"]) == ("m", ["other"])
+
+
+@pytest.mark.usefixtures("run")
 def test_status_tells_a_wrong_key_from_none(parley) -> None:
     told = parley("status", PARLEY_API_KEY="pk-wrong")
     assert "PARLEY_API_KEY is not accepted" in told.stdout

@@ -15,6 +15,7 @@ from serve_app.cluster.deploy_file import (
     without_inherited,
 )
 from serve_app.errors import ConfigError
+from serve_app.settings import deploy_folder
 from serve_app.state.keys import KeyRing
 
 
@@ -104,6 +105,78 @@ def test_a_fault_is_named_with_file_and_line(edited, old, new, key, says) -> Non
     assert says in told
     assert f"{file}:{line_of(file, key)}: " in told
     assert "secret" not in told
+
+
+SEVERAL = deploy_folder() / "several-models.yaml"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "says"),
+    [
+        ("also:", "more:", "more:", "unknown key"),
+        ("unrounded:", "Un Rounded:", "Un Rounded:", "small letters, digits and dashes"),
+        ("            source: bundled\n", "", "unrounded:", "Field required"),
+        ("precision: fp32", "precisoin: fp32", "precisoin", "did you mean `precision`?"),
+        ("slots: 8", "slot: 8", "slot: 8", "did you mean `slots`?"),
+        ("max_cached_tokens: 8192", "max_cached_tokens: 1024", "generator:", "at least max_len"),
+        (
+            "        also:",
+            "        pools: {cpu: {model: unronded}}\n        also:",
+            "pools:",
+            "models.also has no unronded, only unrounded",
+        ),
+        (
+            "        also:",
+            "        pools: {unrounded: {}}\n        also:",
+            "pools:",
+            "that key too",
+        ),
+        (
+            "name: Generator-unrounded",
+            "name: Generator-rounded",
+            "name: Generator-rounded",
+            "there are Dialogue, Generator, Generator-unrounded, Ingress",
+        ),
+        (
+            "target_ongoing_requests: 128",
+            "target_ongoing_requests: 641",
+            "target_ongoing_requests: 641",
+            "a replica takes 640 requests at once",
+        ),
+    ],
+)
+def test_a_fault_among_several_models_is_named_with_file_and_line(
+    tmp_path: Path, old, new, key, says
+) -> None:
+    text = SEVERAL.read_text()
+    assert old in text
+    file = tmp_path / "edited.yaml"
+    file.write_text(text.replace(old, new, 1))
+    told = refusal(file)
+    assert says in told
+    lines = file.read_text().splitlines()
+    places = [f"{file}:{n}: " for n, line in enumerate(lines, 1) if key in line]
+    assert any(place in told for place in places), told
+
+
+def test_a_pool_beside_others_may_not_go_to_no_replica(edited) -> None:
+    file = edited("      sampling:", "      models: {pools: {more: {}}}\n      sampling:")
+    load_deployment(file)
+    text = file.read_text()
+    before, generator, after = text.partition("- name: Generator")
+    file.write_text(before + generator + after.replace("min_replicas: 1", "min_replicas: 0", 1))
+    told = refusal(file)
+    assert "a pool beside others keeps a replica" in told
+    assert f"{file}:{line_of(file, 'min_replicas: 0')}: " in told
+
+
+def test_cores_are_divided_among_the_generators_of_all_models() -> None:
+    def threads(file: Path) -> int:
+        args = load_deployment(file).config["applications"][0]["args"]
+        return args["generator"]["threads"]
+
+    alone, several = threads(default_deploy_file()), threads(SEVERAL)
+    assert several == max(1, alone // 2)
 
 
 def test_every_fault_is_named_at_once(edited, tmp_path: Path) -> None:

@@ -160,27 +160,6 @@ def test_rays_environment_holds_the_mark_and_one_secret(
     assert "PARLEY_REDIS_TIMEOUT_S" not in environment
 
 
-def test_haproxys_own_ports_are_put_on_loopback(
-    head: RayHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
-
-    for line in ("bind :{{ config.metrics_port }}", "bind *:{{ config.stats_port }}"):
-        assert line in HAPROXY_CONFIG_TEMPLATE  # else the script has nothing to rewrite
-    monkeypatch.setattr("serve_app.cluster.ray_head._haproxy_binary", lambda: "/bin/echo")
-    environment = head.environment("run", Settings.load(), "redis://")
-    config = tmp_path / "haproxy.cfg"
-    config.write_text("    bind :4101\n  bind *:4404\n    bind 127.0.0.1:8000\n    bind *:44041\n")
-    script = environment["RAY_SERVE_HAPROXY_BINARY_PATH"]
-    told = subprocess.run(
-        [script, "-db", "-f", str(config), "-sf", "12"], capture_output=True, text=True, check=True
-    )
-    assert told.stdout == f"-db -f {config} -sf 12\n"
-    assert config.read_text() == (
-        "    bind 127.0.0.1:4101\n  bind 127.0.0.1:4404\n    bind 127.0.0.1:8000\n    bind *:44041\n"
-    )
-
-
 def test_a_head_that_comes_too_slowly_is_refused_by_haproxy_and_its_connection_closed(
     head: RayHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +205,8 @@ def test_the_names_by_which_serve_is_told_are_those_that_it_reads(head: RayHead)
             "-c",
             "from ray.serve._private import constants as c\n"
             "print(c.RAY_SERVE_ENABLE_HA_PROXY, c.RAY_SERVE_THROUGHPUT_OPTIMIZED)\n"
-            "print(c.RAY_SERVE_HAPROXY_BINARY_PATH, c.RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S)",
+            "print(c.RAY_SERVE_HAPROXY_BINARY_PATH, c.RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S)\n"
+            "print(c.PROXY_READY_CHECK_TIMEOUT_S, c.PROXY_HEALTH_CHECK_PERIOD_S)",
         ],
         env=environment,
         capture_output=True,
@@ -234,13 +214,13 @@ def test_the_names_by_which_serve_is_told_are_those_that_it_reads(head: RayHead)
         check=True,
     )
     script = environment["RAY_SERVE_HAPROXY_BINARY_PATH"]
-    assert told.stdout == f"True True\n{script} 630\n"
+    assert told.stdout == f"True True\n{script} 630\n30.0 1.0\n"
 
 
 def test_without_an_haproxy_serve_is_not_told_to_use_one(
     head: RayHead, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve_app.cluster.ray_head._haproxy_binary", lambda: None)
+    monkeypatch.setattr("serve_app.cluster.ray_head.haproxy_binary", lambda: None)
     environment = head.environment("run", Settings.load(), "redis://")
     assert environment["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
     assert "RAY_SERVE_ENABLE_HA_PROXY" not in environment

@@ -33,9 +33,15 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    """Have packages be of some versions; all others are what they are."""
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: versions.get(name) or real(name))
+
+
 @pytest.fixture
 def cuda_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata, "version", lambda _: "2.13.0")
+    installed(monkeypatch, torch="2.13.0")
 
 
 def settings(*, max_len: int = 2048, **model: object) -> Settings:
@@ -84,6 +90,25 @@ def test_a_machine_without_a_gpu_serves_on_its_processor(tmp_path: Path) -> None
         "Redis",
         "HAProxy",
     ]
+
+
+def test_every_model_and_pool_is_looked_at(tmp_path: Path) -> None:
+    wanted = Settings.load(
+        {
+            "models": {
+                "also": {"gone": {"source": "/nowhere/model.gguf"}},
+                "pools": {"exact": {"precision": "fp32"}},
+            }
+        }
+    )
+    seen = look(tmp_path, wanted)
+    assert [plan.deployment for plan in seen.further] == ["Generator-exact", "Generator-gone"]
+    assert line(seen, "Generator-exact").state == "ok"
+    assert "first start" in line(seen, "Generator-exact").advice
+    gone = line(seen, "Generator-gone")
+    assert gone.state == "missing"
+    assert "no model at /nowhere/model.gguf" in gone.advice
+    assert not seen.can_serve
 
 
 def test_what_a_gpu_backend_lacks_is_missing_with_what_to_do(tmp_path: Path) -> None:
@@ -161,7 +186,7 @@ def test_a_build_of_torch_without_cuda_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = settings(precision="fp16")
-    monkeypatch.setattr(metadata, "version", lambda _: "2.13.0+cpu")
+    installed(monkeypatch, torch="2.13.0+cpu")
     found = line(look(tmp_path, wanted, driver()), "PyTorch")
     assert (found.state, found.found) == ("missing", "2.13.0+cpu")
     monkeypatch.setattr(gpu_module, "find_spec", lambda _: None)
@@ -241,6 +266,11 @@ def test_redis_and_haproxy_may_come_from_anywhere(
     monkeypatch.setattr(shutil, "which", lambda _: None)
     monkeypatch.setattr(metadata, "files", lambda _: [])
     assert host.redis_server(Settings.load().redis).state == "missing"
+    file = tmp_path / "url"
+    by_file = Settings.load({"redis": {"url_file": str(file)}})
+    assert "can't be read" in host.redis_server(by_file.redis).advice
+    file.write_text("redis://:secret@nowhere:1/0")
+    assert host.redis_server(by_file.redis).state == "ok"
 
     def none(name: str) -> object:
         raise ImportError(name)

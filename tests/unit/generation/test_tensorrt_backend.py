@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from pathlib import Path
 
-import onnx
 import pytest
 from backends_under_contract import (
     CHUNK,
@@ -15,19 +16,21 @@ from backends_under_contract import (
     standard_interface,
 )
 from engine_driver import config, request, running
+from simulated_gpu import simulated_machine
 from tiny_checkpoints import write_folder
 
 from serve_app.errors import ConfigError, GeneratorLost, TensorRTUnavailable
 from serve_app.generation.backends.base import SamplingBackend
 from serve_app.generation.backends.opening import open_backend
 from serve_app.generation.backends.tensorrt import opening
+from serve_app.generation.backends.tensorrt.backend import TensorRTBackend
 from serve_app.generation.backends.tensorrt.buckets import batch_buckets, bucket_of
+from serve_app.generation.backends.tensorrt.device import DeviceFault
+from serve_app.generation.backends.tensorrt.device_kv import DeviceKV
 from serve_app.generation.backends.tensorrt.memory_plan import MemoryPlan
 from serve_app.generation.backends.tensorrt.simulated_device import SimulatedDevice
-from serve_app.gpu.driver import Gpu
 from serve_app.messages.generation import FinishReason
-from serve_app.models.engine_build.compiler import BuildRequest, PhaseListener
-from serve_app.models.engine_build.machine import Machine
+from serve_app.models.decoder_interface import GRAPH_FILE
 from serve_app.models.engine_build.model_engine import build_model_engine
 from serve_app.models.engine_build.options import BuildOptions
 from serve_app.models.engine_build.profiles import decoder_profiles
@@ -120,6 +123,92 @@ def test_slots_that_do_not_fit_are_left_out_and_the_rest_serves(folder: Path) ->
         assert [len(listener.reply(each)) for each in asked] == [5] * 5
 
 
+def streaming(folder: Path, *, free: int, weights: int, kept: int | None = None) -> TensorRTBackend:
+    """Open an engine with weights that may stay on the host, on a device with so much memory."""
+    device = simulated_device(memory_bytes=free, activation_bytes=4096, streamable_bytes=weights)
+    engine = device.load_engine(folder / GRAPH_FILE)
+    return TensorRTBackend(device, engine, standard_interface(), weights_bytes=kept)
+
+
+STREAMED = 10 << 20
+# Streaming takes twice the memory to work in, and prefill half as much as decoding.
+STREAMING = 4 * 4096
+
+
+def memory(*, slots: float, weights: int) -> int:
+    """Return the memory of a device that has room for slots and some weights beside them, and no more."""
+    need = plan(free=0, activations=STREAMING)
+    return int((need.fixed + slots * need.slot + weights) / 0.95) + 1
+
+
+def test_a_model_larger_than_the_memory_serves_from_the_hosts(folder: Path) -> None:
+    whole = request(tuple(range(5, 30)), max_tokens=20)
+    with running(open_tensorrt(folder), max_len=CONTEXT, prefix_cache_bytes=0) as (
+        engine,
+        listener,
+    ):
+        engine.submit(whole)
+        expected = listener.reply(whole)
+    free = memory(slots=2, weights=STREAMED // 4)
+    assert free < STREAMED
+    backend = streaming(folder, free=free, weights=STREAMED)
+    asked = request(tuple(range(5, 30)), max_tokens=20)
+    limits = {"slots": 2, "max_len": CONTEXT, "prefix_cache_bytes": 0}
+    with running(backend, **limits) as (engine, listener):
+        assert engine.stats().slots == 2
+        engine.submit(asked)
+        assert listener.reply(asked) == expected
+    assert backend.streamed_bytes == pytest.approx(STREAMED - STREAMED // 4, abs=2)
+
+
+def test_weights_take_what_slots_leave_and_no_more(folder: Path) -> None:
+    free = memory(slots=6, weights=STREAMED // 2)
+    for slots, least in ((6, STREAMED // 2), (1, STREAMED // 2 + 4 * plan().slot)):
+        backend = streaming(folder, free=free, weights=STREAMED)
+        backend.allocate(slots=slots, max_len=CONTEXT, blocks=0, block_tokens=16)
+        assert STREAMED - backend.streamed_bytes >= least
+        assert backend.device.free_bytes() >= int(0.05 * free) - 1  # the reserve
+
+
+def test_all_weights_are_on_the_gpu_where_there_is_room(folder: Path) -> None:
+    backend = streaming(folder, free=memory(slots=6, weights=STREAMED), weights=STREAMED)
+    backend.allocate(slots=6, max_len=CONTEXT, blocks=0, block_tokens=16)
+    assert backend.streamed_bytes == 0
+
+
+def test_the_operator_says_how_many_weights_stay_on_the_gpu_and_slots_take_the_rest(
+    folder: Path,
+) -> None:
+    free = memory(slots=3.5, weights=3 << 20)
+    backend = streaming(folder, free=free, weights=STREAMED, kept=3 << 20)
+    assert backend.fitted(config(slots=6, prefix_cache_bytes=0)).slots == 3
+    backend.allocate(slots=3, max_len=CONTEXT, blocks=0, block_tokens=16)
+    assert backend.streamed_bytes == STREAMED - (3 << 20)
+    # More than there are is all of them.
+    backend = streaming(folder, free=GIB, weights=STREAMED, kept=GIB // 2)
+    backend.allocate(slots=1, max_len=CONTEXT, blocks=0, block_tokens=16)
+    assert backend.streamed_bytes == 0
+
+
+def test_weights_that_leave_no_room_for_a_slot_are_refused_with_the_setting(folder: Path) -> None:
+    free = memory(slots=2, weights=0)
+    backend = streaming(folder, free=free, weights=STREAMED, kept=8 << 20)
+    with pytest.raises(ConfigError, match=r"lower generator\.gpu_weights_mb"):
+        backend.fitted(config())
+
+
+def test_a_model_that_leaves_no_room_is_told_of_weight_streaming() -> None:
+    with pytest.raises(ConfigError, match="an engine with --weight-streaming"):
+        plan(free=1000).slots(1)
+
+
+def test_how_many_weights_stay_is_settled_before_there_is_a_context(folder: Path) -> None:
+    backend = streaming(folder, free=GIB, weights=STREAMED)
+    backend.allocate(slots=1, max_len=CONTEXT, blocks=0, block_tokens=16)
+    with pytest.raises(DeviceFault, match="while there are contexts"):
+        backend._engine.set_weight_streaming_budget_v2(1)
+
+
 def test_an_engine_for_fewer_slots_bounds_them(folder: Path) -> None:
     backend = open_tensorrt(folder, simulated_device(slots=2))
     assert backend.fitted(config(slots=6)).slots == 2
@@ -131,6 +220,22 @@ def test_an_engine_for_fewer_slots_bounds_them(folder: Path) -> None:
 def test_a_longer_sequence_than_a_slot_holds_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"lower generator\.max_len"):
         open_tensorrt(folder).allocate(slots=1, max_len=CONTEXT + 1, blocks=0, block_tokens=16)
+
+
+def test_no_more_steps_are_in_flight_than_there_are_buffers_for(folder: Path) -> None:
+    backend = open_tensorrt(folder)
+    backend.allocate(slots=1, max_len=CONTEXT, blocks=0, block_tokens=16)
+    for _ in range(backend.depth):
+        backend.enqueue([], [])
+    with pytest.raises(ValueError, match="collect one first"):
+        backend.enqueue([], [])
+
+
+def test_a_slot_that_tensorrt_cannot_be_pointed_to_is_refused() -> None:
+    device = simulated_device()
+    interface = dataclasses.replace(standard_interface(), context_length=3, cache_length=3)
+    with pytest.raises(ConfigError, match="multiple of 64"):
+        DeviceKV(device, device.stream(), interface, slots=2, blocks=0, block_tokens=16)
 
 
 @pytest.mark.parametrize("after", [0, 1, 7, 40])
@@ -180,19 +285,6 @@ def test_a_device_that_fails_at_the_start_is_lost_at_once(folder: Path) -> None:
         open_tensorrt(folder, device).allocate(slots=2, max_len=CONTEXT, blocks=0, block_tokens=16)
 
 
-class CopyingCompiler:
-    """A TensorRT whose plan is the graph with its weights, which the simulated device loads."""
-
-    version = "11.4.0.106"
-
-    def build(self, request: BuildRequest, listener: PhaseListener) -> bytes:
-        onnx.save(onnx.load(request.graph), request.plan)
-        return b""
-
-    def refit(self, plan: Path, graph: Path, refitted: Path) -> None:
-        raise AssertionError
-
-
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedModel:
     """A model with an engine, on a machine whose GPU is simulated."""
@@ -200,7 +292,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedModel:
     model = ModelStore(tmp_path / "home").prepare(
         str(tmp_path / "tiny"), precision="fp32", form="standard", cache_length=CONTEXT
     )
-    machine = Machine(Gpu("simulated", (9, 0), GIB), CopyingCompiler())
+    machine = simulated_machine()
     monkeypatch.setattr(opening, "open_machine", lambda: machine)
     build_model_engine(
         model,
@@ -247,4 +339,12 @@ def test_a_torch_that_knows_no_gpu_is_refused(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(TensorRTUnavailable, match=r"can't use the GPU: install .*parley\[gpu\]"):
+        open_backend(served, threads=1, engines=tmp_path / "engines")
+
+
+def test_a_machine_without_torch_is_refused(
+    served: PreparedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(TensorRTUnavailable, match=r"PyTorch can't be loaded .*parley\[gpu\]"):
         open_backend(served, threads=1, engines=tmp_path / "engines")

@@ -39,8 +39,10 @@ int cuDeviceGetUuid(unsigned char *uuid, int device) {
     return 0;
 }
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
-    *value = attribute == 75 ? (device == 40 ? 9 : 7) : attribute == 76 ? (device == 40 ? 0 : 5) : -1;
-    return 0;
+    int first = device == 40;
+    *value = attribute == 75 ? (first ? 9 : 7) : attribute == 76 ? (first ? 0 : 5)
+           : attribute == 36 ? 2619000 : attribute == 37 ? 5120 : -1;
+    return attribute == 37 && !first;  /* one that doesn't tell how wide its memory is */
 }
 int cuGetErrorString(int error, const char **text) {
     *text = error == 100 ? "no CUDA-capable device is detected" : "system not yet initialized";
@@ -88,8 +90,9 @@ def test_gpus_and_versions_are_read(tmp_path: Path) -> None:
         version="580.65.06",
         cuda=(13, 1),
         gpus=(
-            Gpu("NVIDIA H100 80GB HBM3", (9, 0), 85_000_000_000, 80_000_000_000),
-            Gpu("NVIDIA T4", (7, 5), 16_000_000_000, None),
+            # 2 · 2.619 GHz · 640 bytes: NVIDIA says 3.35 TB/s of this one.
+            Gpu("NVIDIA H100 80GB HBM3", (9, 0), 85_000_000_000, 80_000_000_000, 3.35232e12),
+            Gpu("NVIDIA T4", (7, 5), 16_000_000_000, None, None),
         ),
     )
     assert [gpu.architecture for gpu in driver.gpus] == ["sm_90", "sm_75"]

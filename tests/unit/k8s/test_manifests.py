@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import re
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from cluster_rules import cluster_faults, secret_references
-from kustomize import OVERLAYS, build
+from cluster_rules import cluster_faults, secret_references, workloads
+from kustomize import SERVICES, build
+from manifest_slips import SLIPS, the
+from ray._private import ray_constants
 from schemas import schema_faults
 from serve_config import serve_faults
 
@@ -55,15 +59,9 @@ def faults(tmp_path: Path, secrets: dict[str, set[str]]) -> Callable[[Manifests]
     return check
 
 
-def the(manifests: Manifests, kind: str, name: str | None = None) -> Manifest:
-    return next(
-        one for one in manifests if one["kind"] == kind and name in (None, one["metadata"]["name"])
-    )
-
-
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_nothing_is_wrong_with_an_overlay(overlay: str, faults) -> None:
-    assert faults(build(f"overlays/{overlay}")) == []
+@pytest.mark.parametrize("folder", SERVICES)
+def test_nothing_is_wrong_with_an_overlay(folder: str, faults) -> None:
+    assert faults(build(folder)) == []
 
 
 def test_nothing_is_wrong_with_what_a_cluster_gets_once() -> None:
@@ -75,14 +73,14 @@ def test_upgrades_use_a_gateway_class_that_the_cluster_has() -> None:
     assert options["gatewayClassName"] == the(build("cluster"), "GatewayClass")["metadata"]["name"]
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_no_secret_lies_in_the_manifests(overlay: str) -> None:
-    manifests = build(f"overlays/{overlay}")
+@pytest.mark.parametrize("folder", SERVICES)
+def test_no_secret_lies_in_the_manifests(folder: str) -> None:
+    manifests = build(folder)
     assert not [one for one in manifests if one["kind"] == "Secret"]
     for workload_env in _environments(manifests):
         name = workload_env["name"]
-        if any(word in name for word in ("PASSWORD", "TOKEN", "AUTH", "URL")):
-            assert "valueFrom" in workload_env, name
+        if any(word in name for word in ("PASSWORD", "TOKEN", "AUTH", "URL", "KEYS")):
+            assert "valueFrom" in workload_env or name.endswith("_FILE"), name
 
 
 def _environments(value: Any) -> Iterator[Manifest]:
@@ -97,9 +95,7 @@ def _environments(value: Any) -> Iterator[Manifest]:
 
 
 def test_every_secret_that_is_made_is_used(secret_manifests: Manifests) -> None:
-    used = {
-        name for overlay in OVERLAYS for name, _ in secret_references(build(f"overlays/{overlay}"))
-    }
+    used = {name for folder in SERVICES for name, _ in secret_references(build(folder))}
     assert {one["metadata"]["name"] for one in secret_manifests} <= used
 
 
@@ -116,21 +112,20 @@ def test_gpu_workers_differ_from_cpu_workers_only_in_what_a_gpu_asks_for() -> No
     assert gpu == cpu
 
 
-def _served(overlay: str) -> Manifest:
-    served: Manifest = yaml.safe_load(
-        the(build(f"overlays/{overlay}"), "RayService")["spec"]["serveConfigV2"]
-    )
+def _served(folder: str) -> Manifest:
+    served: Manifest = yaml.safe_load(the(build(folder), "RayService")["spec"]["serveConfigV2"])
     return served
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_serve_runs_the_application_of_the_local_deploy_file(overlay: str) -> None:
-    local, here = yaml.safe_load(default_deploy_file().read_text()), _served(overlay)
+@pytest.mark.parametrize("folder", SERVICES)
+def test_serve_runs_the_application_of_the_local_deploy_file(folder: str) -> None:
+    local, here = yaml.safe_load(default_deploy_file().read_text()), _served(folder)
     may_differ = {
         "proxy_location", "http_options.host", "logging_config.encoding",
         "args.auth.keys_file", "args.auth.required", "args.generator.slots",
-        "args.generator.max_cached_tokens", "min_replicas", "max_replicas",
+        "args.generator.max_cached_tokens", "args.metrics.port", "min_replicas", "max_replicas",
         "target_ongoing_requests", "max_replicas_per_node", "num_cpus", "num_gpus",
+        "max_surge_percent",  # of two replicas, the other one serves meanwhile
     }  # fmt: skip
     differ = {
         path
@@ -227,244 +222,6 @@ def _places(value: Any, key: str, path: tuple[Any, ...] = ()) -> Iterator[tuple[
         yield from _places(inner, key, (*path, step))
 
 
-def _set(kind: str, name: str | None, path: str, value: Any) -> Callable[[Manifests], None]:
-    def change(manifests: Manifests) -> None:
-        parent: Any = the(manifests, kind, name)
-        *steps, last = [
-            int(step) if step.isdigit() else step.replace("~1", "/") for step in path.split("/")
-        ]
-        for step in steps:
-            parent = parent[step]
-        if value is None:
-            del parent[last]
-        else:
-            parent[last] = value
-
-    return change
-
-
-def _drop(kind: str, name: str) -> Callable[[Manifests], None]:
-    return lambda manifests: manifests.remove(the(manifests, kind, name))
-
-
-def _served_instead(old: str, new: str) -> Callable[[Manifests], None]:
-    def change(manifests: Manifests) -> None:
-        spec = the(manifests, "RayService")["spec"]
-        assert old in spec["serveConfigV2"]
-        spec["serveConfigV2"] = spec["serveConfigV2"].replace(old, new, 1)
-
-    return change
-
-
-CLUSTER = "spec/rayClusterConfig"
-WORKER = f"{CLUSTER}/workerGroupSpecs/0/template/spec"
-SLIPS: dict[str, tuple[Callable[[Manifests], None], str]] = {
-    # wrong types and values
-    "replicas as text": (_set("StatefulSet", None, "spec/replicas", "3"), "'3' is not of type"),
-    "a start parameter as a number": (
-        _set("RayService", None, f"{CLUSTER}/headGroupSpec/rayStartParams/num-cpus", 0),
-        "0 is not of type 'string'",
-    ),
-    "an unknown way to upgrade": (
-        _set("RayService", None, "spec/upgradeStrategy/type", "Incremental"),
-        "'Incremental' is not one of",
-    ),
-    "no step": (
-        _set(
-            "RayService", None, "spec/upgradeStrategy/clusterUpgradeOptions/stepSizePercent", None
-        ),
-        "'stepSizePercent' is a required property",
-    ),
-    "a duration without a unit": (
-        _set("HTTPRoute", None, "spec/rules/0/timeouts/request", "660"),
-        "does not match",
-    ),
-    "a port that is none": (
-        _set("Gateway", None, "spec/listeners/0/port", 70000),
-        "70000 is greater than",
-    ),
-    # KubeRay's rules
-    "a step above the surge": (
-        _set("RayService", None, "spec/upgradeStrategy/clusterUpgradeOptions/stepSizePercent", 80),
-        "stepSizePercent is above maxSurgePercent",
-    ),
-    "an incremental upgrade without autoscaler": (
-        _set("RayService", None, f"{CLUSTER}/enableInTreeAutoscaling", value=False),
-        "needs the autoscaler",
-    ),
-    "the old autoscaler": (
-        _set("RayService", None, f"{CLUSTER}/autoscalerOptions/version", "v1"),
-        "not v2",
-    ),
-    "pods that restart": (_set("RayService", None, f"{WORKER}/restartPolicy", "Always"), "Never"),
-    "no token": (_set("RayService", None, f"{CLUSTER}/authOptions/mode", "disabled"), "no token"),
-    "work on the head": (
-        _set("RayService", None, f"{CLUSTER}/headGroupSpec/rayStartParams/num-cpus", "4"),
-        "could run on the head",
-    ),
-    "more workers at least than at most": (
-        _set("RayService", None, f"{CLUSTER}/workerGroupSpecs/0/minReplicas", 9),
-        "minReplicas is above maxReplicas",
-    ),
-    "Ray's state without TLS": (
-        _set(
-            "RayService",
-            None,
-            f"{CLUSTER}/gcsFaultToleranceOptions/redisAddress",
-            "redis://parley-redis:6379",
-        ),
-        "with TLS",
-    ),
-    # Serve and Parley
-    "an unknown key of Serve's": (
-        _served_instead("max_ongoing_requests", "max_ongoing_request"),
-        "unknown key; did you mean `max_ongoing_requests`?",
-    ),
-    "an unknown key at the top": (
-        _served_instead("proxy_location", "proxy_locations"),
-        "did you mean `proxy_location`?",
-    ),
-    "an unknown setting": (
-        _served_instead("prefill_chunk", "prefil_chunk"),
-        "did you mean `prefill_chunk`?",
-    ),
-    "a setting that can't be": (_served_instead("slots: 32", "slots: 0"), "greater than 0"),
-    "an unknown deployment": (
-        _served_instead("name: Tokenizer", "name: Tokeniser"),
-        "no deployment of that name",
-    ),
-    "bounds that can't be": (
-        _served_instead("max_replicas: 16", "max_replicas: 1"),
-        "max_replicas",
-    ),
-    "a replica that fits nowhere": (
-        _served_instead("num_cpus: 7", "num_cpus: 70"),
-        "no worker has room for a Generator",
-    ),
-    "more replicas than workers": (
-        _served_instead("max_replicas: 16", "max_replicas: 40"),
-        "at most",
-    ),
-    "everybody let in": (_served_instead("required: true", "required: false"), "auth.required"),
-    "a worker killed early": (
-        _set("RayService", None, f"{WORKER}/terminationGracePeriodSeconds", 30),
-        "before its replies have drained",
-    ),
-    "a cluster deleted early": (
-        _set("RayService", None, "spec/rayClusterDeletionDelaySeconds", 60),
-        "before its last reply",
-    ),
-    # references
-    "a missing secret": (
-        _set("RayService", None, f"{CLUSTER}/authOptions/secretName", "parley-token"),
-        "there is no Secret parley-token",
-    ),
-    "a missing key of a secret": (
-        _set("RayService", None, f"{WORKER}/containers/0/env/1/valueFrom/secretKeyRef/key", "uri"),
-        "the Secret parley-redis-url has no key uri",
-    ),
-    "a missing volume": (
-        _set("RayService", None, f"{WORKER}/volumes/1", None),
-        "there is no volume redis-ca",
-    ),
-    "a missing configuration": (
-        lambda manifests: manifests.remove(the(manifests, "ConfigMap")),
-        "there is no ConfigMap",
-    ),
-    "a route to nowhere": (
-        _set("HTTPRoute", None, "spec/rules/0/backendRefs/0/name", "parley-serve-svc"),
-        "there is no Service parley-serve-svc",
-    ),
-    "a route from nowhere": (
-        _set("HTTPRoute", None, "spec/parentRefs/0/sectionName", "http"),
-        "there is no listener",
-    ),
-    "an edge in plain text": (
-        _set("Gateway", None, "spec/listeners/0/protocol", "HTTP"),
-        "encrypted",
-    ),
-    "a monitor of a port that isn't there": (
-        _set("PodMonitor", "parley", "spec/podMetricsEndpoints/0/port", "http"),
-        "has no port http",
-    ),
-    "a probe of a port that isn't there": (
-        _set("RayService", None, f"{WORKER}/containers/0/readinessProbe/httpGet/port", "http"),
-        "asks a port http",
-    ),
-    "Services as variables": (
-        _set("RayService", None, f"{WORKER}/enableServiceLinks", value=True),
-        "PARLEY_",
-    ),
-    # reachability
-    "an app cut off from Redis": (
-        _drop("NetworkPolicy", "ray-to-redis"),
-        "can't reach parley-redis",
-    ),
-    "a Redis that lets nobody in": (
-        _drop("NetworkPolicy", "redis-from-ray"),
-        "can't reach parley-redis-proxy on port 6379",
-    ),
-    "Redis on another port": (
-        _set("NetworkPolicy", "ray-to-redis", "spec/egress/0/ports/0/port", 6380),
-        "can't reach parley-redis-proxy on port 6379",
-    ),
-    "no names": (_drop("NetworkPolicy", "dns"), "can't reach DNS"),
-    "replicas that can't replicate": (
-        _drop("NetworkPolicy", "redis-internal"),
-        "parley-redis can't reach parley-redis",
-    ),
-    "an open door": (_drop("NetworkPolicy", "default-deny"), "the world"),
-    "a scrape that is refused": (_drop("NetworkPolicy", "ray-from-prometheus"), "Prometheus can't"),
-    "an edge that leads nowhere": (
-        _drop("NetworkPolicy", "workers-from-gateway"),
-        "parley-gateway can't reach parley-cpu",
-    ),
-    # budgets, security, resources
-    "a budget that can never be met": (
-        _set("PodDisruptionBudget", "parley-workers", "spec/minAvailable", 4),
-        "keeps 4 of 4 pods",
-    ),
-    "a budget that allows nothing": (
-        _set("PodDisruptionBudget", "parley-redis", "spec/maxUnavailable", 0),
-        "keeps 3 of 3 pods",
-    ),
-    "a budget that Ray's pods can't have": (
-        _set("PodDisruptionBudget", "parley-workers", "spec/minAvailable", "50%"),
-        "as a number",
-    ),
-    "root": (
-        _set("RayService", None, f"{WORKER}/securityContext/runAsNonRoot", value=False),
-        "as root",
-    ),
-    "capabilities": (
-        _set("RayService", None, f"{WORKER}/containers/0/securityContext/capabilities", None),
-        "keeps capabilities",
-    ),
-    "an autoscaler with privileges": (
-        _set("RayService", None, f"{CLUSTER}/autoscalerOptions/securityContext", None),
-        "autoscaler may gain privileges",
-    ),
-    "a volume of the host": (
-        _set(
-            "RayService", None, f"{WORKER}/volumes/0", {"name": "home", "hostPath": {"path": "/"}}
-        ),
-        "forbidden type",
-    ),
-    "a namespace that takes any pod": (
-        _set("Namespace", None, "metadata/labels/pod-security.kubernetes.io~1enforce", "baseline"),
-        "restricted",
-    ),
-    "no requests": (
-        _set("Deployment", None, "spec/template/spec/containers/0/resources/requests", None),
-        "requests no CPU or memory",
-    ),
-    "no probe": (
-        _set("RayService", None, f"{WORKER}/containers/0/livenessProbe", None),
-        "has no livenessProbe",
-    ),
-}
-
-
 @pytest.mark.parametrize("slip", SLIPS)
 def test_a_slip_is_refused(slip: str, faults) -> None:
     manifests = copy.deepcopy(build(HA))
@@ -473,9 +230,37 @@ def test_a_slip_is_refused(slip: str, faults) -> None:
     assert any(said in fault for fault in faults(manifests)), faults(manifests)
 
 
+def test_ray_knows_the_time_that_a_node_drains() -> None:
+    """The name is Ray's own; without it a worker would have 30 seconds."""
+    assert ray_constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S == 30
+
+
+@pytest.mark.parametrize("folder", SERVICES)
+def test_every_image_is_pinned(folder: str) -> None:
+    images = {
+        container["image"]
+        for workload in workloads(build(folder))
+        for container in (*workload.pod.get("initContainers", ()), *workload.pod["containers"])
+    }
+    assert len(images) >= 2
+    for image in images:
+        name, _, tag = image.rpartition(":")
+        assert "/" in name, image  # no registry is guessed
+        assert tag == "local" or re.fullmatch(r"\d+\.\d+\.\d+(-[a-z]+)?", tag), image
+
+
 def test_readiness_needs_no_other_part_of_the_service() -> None:
     """/ready asks for the whole application: as a probe it would take every pod out at once."""
     spec = the(build(HA), "RayService")["spec"]["rayClusterConfig"]
     for group in spec["workerGroupSpecs"]:
         probe = group["template"]["spec"]["containers"][0]["readinessProbe"]
         assert probe["httpGet"]["path"] == "/-/healthz"
+
+
+@pytest.mark.parametrize("overlay", SERVICES)
+def test_programs_that_rays_pods_name_are_in_the_image(overlay: str) -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    programs = {f"/opt/parley/bin/{name}" for name in project["project"]["scripts"]}
+    named = re.findall(r"/opt/parley/bin/[\w-]+", yaml.safe_dump_all(build(overlay)))
+    assert named
+    assert set(named) <= programs

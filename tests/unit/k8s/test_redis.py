@@ -90,6 +90,8 @@ def test_parley_may_keep_conversations_and_nothing_else(socket: Path, parley_pas
         pipe.zadd("parley:{t:c}:order", {"x": 1})
         pipe.expire("parley:{t:c}:order", 60)
         assert pipe.execute() == [1, True]
+    # What confirms a turn; there is no replica here.
+    assert parley.execute_command("WAIT", 0, 1) == 0
     for command in (
         ("GET", "RAYx@ACTOR"),
         ("SET", "other", "1"),

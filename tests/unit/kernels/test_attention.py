@@ -170,6 +170,21 @@ def test_no_rows_are_fine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("group", [1, 2, 3, 4])
+def test_a_row_of_a_prompt_sees_nothing_of_the_rows_after_it(
+    tmp_path: Path, group: int, value: float, level: str
+) -> None:
+    attention = Attention(tmp_path, heads=2 * group, kv_heads=2, dim=80)
+    qkv = random(40, attention.width)
+    expected = attention(qkv, attention.cache(1, 48), [0] * 40, range(40))
+    for spoilt in (20, 21, 22, 23):
+        qkv[spoilt:] = value
+        found = attention(qkv, attention.cache(1, 48), [0] * 40, range(40))
+        np.testing.assert_array_equal(found[:spoilt], expected[:spoilt])
+        qkv = random(40, attention.width)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_row_that_is_not_finite_spoils_its_own_sequence_alone(
     tmp_path: Path, value: float, level: str
 ) -> None:

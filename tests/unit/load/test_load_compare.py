@@ -119,3 +119,22 @@ def test_a_server_that_does_not_start_is_quoted(tmp_path: Path) -> None:
         llama_server(started, tmp_path / "weights.gguf", streams=1, context=64, threads=1),
     ):
         pass
+
+
+def test_a_server_that_crashes_is_said_how_to_be_measured(tmp_path: Path) -> None:
+    started = program(
+        tmp_path, f"#!{sys.executable}\nimport os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n"
+    )
+    with (
+        pytest.raises(RequestFailed, match=r"SIGSEGV.*--llama-options=--no-repack"),
+        llama_server(started, tmp_path / "weights.gguf", streams=1, context=64, threads=1),
+    ):
+        pass
+
+
+def test_the_servers_own_options_are_handed_on(tmp_path: Path) -> None:
+    started, weights = program(tmp_path, STAND_IN), tmp_path / "weights.gguf"
+    further = ["--no-repack"]
+    with llama_server(started, weights, streams=1, context=64, threads=1, further=further):
+        (process,) = (one for one in psutil.Process().children() if str(weights) in one.cmdline())
+        assert process.cmdline()[-1] == "--no-repack"

@@ -30,7 +30,9 @@ from serve_app.messages.generation import (
     SamplingParams,
     TokenLogprobs,
 )
-from serve_app.messages.tokenization import ChatEncoding, Message, TokenizerInfo
+from serve_app.messages.tokenization import ChatEncoding, Message, TextEncoding, TokenizerInfo
+from serve_app.telemetry.account import Spent, Stage
+from serve_app.telemetry.origin import Origin
 
 ITEM = Item("msg_1", "user", "a\u2028b\0", response="resp_1", created_at=7)
 SAMPLING = SamplingParams(
@@ -38,8 +40,14 @@ SAMPLING = SamplingParams(
 )
 FINISHED = Finished(3, FinishReason.ERROR, 10, 4, 2, 0.1, 0.2, 0.3, "generator_lost", "It died.")
 MESSAGES = [
-    PlanTurn("t", (Message("user", "Hi.", name="Ada"),), conversation="conv_1", truncate=False),
-    TurnPlan((1, 2), 5, 1, "conv_1"),
+    PlanTurn(
+        "t",
+        (Message("user", "Hi.", name="Ada"),),
+        conversation="conv_1",
+        truncate=False,
+        origin=Origin("resp_1", tenant="t"),
+    ),
+    TurnPlan((1, 2), 5, 1, "conv_1", spent=Spent(0.5, (Stage("load", 0.25, 0.125),))),
     ITEM,
     CommitTurn("t", "conv_1", "resp_1", (ITEM,)),
     PersonaView("pizza", "Hello!", "interrupt", 60),
@@ -49,10 +57,11 @@ MESSAGES = [
     TokenLogprobs(-0.5, ((1, -0.5), (2, -1.0))),
     FINISHED,
     Frame((3, 3), (7, 8), (TokenLogprobs(-0.5), None), (FINISHED,)),
-    Begun(3, 16, 0.25),
+    Begun(3, 16, 0.25, 0.5),
     Admitted("replica-1", carries_frames=True),
     Message("user", "Hi."),
     ChatEncoding((1, 2, 3), (2,), 1),
+    TextEncoding((1, 2), 0.5),
     TokenizerInfo("m", 10, 128, (2,), 7),
 ]
 

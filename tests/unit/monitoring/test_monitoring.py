@@ -20,6 +20,7 @@ from prometheus_client import REGISTRY
 import serve_app.errors
 from serve_app.errors import ParleyError
 from serve_app.telemetry import metrics
+from serve_app.telemetry.outcomes import OTHER
 
 REPOSITORY = Path(__file__).parents[3]
 MONITORING = REPOSITORY / "deploy" / "monitoring"
@@ -62,8 +63,9 @@ def served_names() -> set[str]:
 
 
 def named(expression: str) -> set[str]:
-    """Return the metrics that an expression names, recorded ones too."""
-    return set(re.findall(r"\bparley[_:][a-z0-9_:]+", re.sub(r'"[^"]*"', '""', expression)))
+    """Return the metrics that an expression names, recorded ones and Ray's too."""
+    without_values = re.sub(r'"[^"]*"', '""', expression)
+    return set(re.findall(r"\b(?:parley[_:]|ray_)[a-z0-9_:]+", without_values))
 
 
 def queries() -> Iterator[tuple[str, str]]:
@@ -79,7 +81,9 @@ def queries() -> Iterator[tuple[str, str]]:
 
 
 def unknown(expression: str) -> set[str]:
-    return named(expression) - served_names() - RECORDED
+    """Return the metrics of ours that there aren't; of Ray's, a scrape of a real cluster tells."""
+    ours = {name for name in named(expression) if not name.startswith("ray_")}
+    return ours - served_names() - RECORDED
 
 
 def test_every_metric_that_is_named_exists() -> None:
@@ -98,14 +102,70 @@ def test_a_query_names_a_metric() -> None:
     assert nameless == []
 
 
+def labels_of_metrics() -> dict[str, set[str]]:
+    """Return the labels of each series that Parley exposes, and those that a scrape adds."""
+    found = {}
+    for name in metrics.__all__:
+        metric = getattr(metrics, name)
+        if hasattr(metric, "describe"):
+            (described,) = metric.describe()
+            found[described.name] = {*metric._labelnames, "job", "instance"}
+    return found
+
+
+def foreign_labels(expression: str) -> set[tuple[str, str]]:
+    """Return what an expression chooses by, of labels that the metric doesn't have."""
+    known = labels_of_metrics()
+    return {
+        (name, label)
+        for name, chosen in re.findall(r"\b(parley_\w+)\{([^}]*)\}", expression)
+        for label in re.findall(r'(\w+)\s*(?:=~|!~|!=|=)\s*"', chosen)
+        if label not in known[PARTS.sub("", name)] | {"le"}
+    }
+
+
 def test_labels_are_those_that_the_metrics_have() -> None:
-    used = {
+    assert {where: bad for where, expr in queries() if (bad := foreign_labels(expr))} == {}
+    grouped = {
         label
         for _, expr in queries()
-        for chosen in re.findall(r"\{([^}]*)\}", expr)
-        for label in re.findall(r'(\w+)\s*(?:=~|!~|!=|=)\s*"', chosen)
+        for labels in re.findall(r"\bby \(([^)]*)\)", expr)
+        for label in re.split(r",\s*", labels)
     }
-    assert used <= {"route", "status", "code", "cause", "le", "job", "instance"}
+    of_ray = {"deployment"}
+    assert grouped <= set().union(*labels_of_metrics().values()) | {"le"} | of_ray
+
+
+def test_a_label_that_the_metric_lacks_would_be_found() -> None:
+    assert foreign_labels('parley_slots{job=~"$job", route="/"}') == {("parley_slots", "route")}
+    assert foreign_labels('parley_redis_seconds_bucket{le="1"}') == set()
+
+
+def test_vllms_dashboard_finds_all_that_it_shows() -> None:
+    """With `parley_` in the place of `vllm:`: examples/observability/prometheus_grafana of its repository."""
+    shown = {
+        "e2e_request_latency_seconds": {"model_name"},
+        "prompt_tokens": {"model_name"},
+        "generation_tokens": {"model_name"},
+        "inter_token_latency_seconds": {"model_name"},
+        "num_requests_running": {"model_name"},
+        "num_requests_waiting": {"model_name"},
+        "time_to_first_token_seconds": {"model_name"},
+        "kv_cache_usage_perc": {"model_name"},
+        "request_prompt_tokens": {"model_name"},
+        "request_generation_tokens": {"model_name"},
+        "request_success": {"model_name", "finished_reason"},
+        "request_queue_time_seconds": {"model_name"},
+        "request_prefill_time_seconds": {"model_name"},
+        "request_decode_time_seconds": {"model_name"},
+        "request_max_num_generation_tokens": {"model_name"},
+    }
+    known = labels_of_metrics()
+    assert {
+        name: labels
+        for name, labels in shown.items()
+        if not labels <= known.get(f"parley_{name}", set())
+    } == {}
 
 
 def test_error_codes_in_rules_exist() -> None:
@@ -115,7 +175,7 @@ def test_error_codes_in_rules_exist() -> None:
         for one in vars(serve_app.errors).values()
         if isinstance(one, type) and issubclass(one, ParleyError)
     }
-    codes |= set(re.findall(r'code="(\w+)"', source))
+    codes |= set(re.findall(r'code="(\w+)"', source)) | {OTHER}
     used = {
         code
         for _, expr in queries()
@@ -126,7 +186,21 @@ def test_error_codes_in_rules_exist() -> None:
     assert used <= codes
 
 
+def test_every_failure_of_ours_uses_the_budget_up() -> None:
+    section = (REPOSITORY / "docs" / "api.md").read_text("utf-8").split("\n## Errors\n")[1]
+    ours = {
+        code
+        for code, status in re.findall(r"^\| `(\w+)` \| (\d{3}) \|", section, re.MULTILINE)
+        if int(status) >= 500
+    }
+    for rule in ALL_RULES:
+        if rule.get("record", "").startswith("parley:request_errors:"):
+            (counted,) = re.findall(r'code=~"([^"]+)"', rule["expr"])
+            assert set(counted.split("|")) == ours | {OTHER}
+
+
 def test_the_late_threshold_is_a_bucket() -> None:
+    metrics.TTFT_SECONDS.labels("a-model")
     bounds = {
         sample.labels["le"]
         for family in metrics.TTFT_SECONDS.collect()
@@ -204,15 +278,6 @@ def test_kubernetes_gets_the_same_rules() -> None:
     manifest = (component / "prometheus-rule.yaml").read_text("utf-8")
     assert manifest == module(component / "generate.py").prometheus_rule()
     assert yaml.safe_load(manifest)["spec"]["groups"] == RULES["groups"]
-
-
-@pytest.fixture(scope="module")
-def promtool() -> str:
-    fetched = REPOSITORY / ".cache" / "promtool" / "usr" / "bin"
-    found = shutil.which("promtool") or shutil.which("promtool", path=str(fetched))
-    if found is None:
-        pytest.skip("there is no promtool: `make promtool` gets it from Debian's prometheus")
-    return found
 
 
 def run(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:

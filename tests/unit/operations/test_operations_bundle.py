@@ -17,7 +17,8 @@ from typer.testing import Result
 
 import serve_app
 from serve_app.errors import OperationError
-from serve_app.operations.masking import Masks
+from serve_app.operations.masked_objects import ObjectMasks
+from serve_app.telemetry.masking import Masks
 
 Ops = Callable[..., Result]
 
@@ -171,7 +172,7 @@ def test_references_to_secrets_stay_readable() -> None:
             ],
         },
     }
-    masked = Masks().object(pod)
+    masked = ObjectMasks().object(pod)
     assert masked["spec"]["volumes"] == pod["spec"]["volumes"]
     assert masked["spec"]["env"][:2] == pod["spec"]["env"][:2]
     assert masked["spec"]["env"][2]["value"] == "***"

@@ -94,6 +94,18 @@ def test_what_is_no_key_is_refused_without_being_quoted(tmp_path: Path, given: s
     assert "AAAA" not in caught.value.message
 
 
+def test_a_file_may_hold_keys_as_the_variable_does(tmp_path: Path, file: KeyFile) -> None:
+    (key,) = file.read()
+    mounted = tmp_path / "keys"
+    mounted.write_text(f"{key.id}:{key.key.get_secret_value()}\n")
+    seal = open_seal(EncryptionSettings(keys_file=mounted), tmp_path)
+    assert seal.open(Seal((key,)).seal(TEXT, *PLACE), *PLACE) == TEXT
+    mounted.write_text("no key at all")
+    with pytest.raises(ConfigError, match="not ID:BASE64") as refused:
+        open_seal(EncryptionSettings(keys_file=mounted), tmp_path)
+    assert refused.value.__cause__ is None
+
+
 def test_a_key_file_that_is_gone_or_broken_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"encryption\.json can't be read: it isn't there"):
         open_seal(EncryptionSettings(), tmp_path)

@@ -125,6 +125,15 @@ class _Engine:
         least, tuned, most = self._engine.get_tensor_profile_shape(name, profile)
         return _sizes(least), _sizes(tuned), _sizes(most)
 
+    @property
+    def streamable_weights_size(self) -> int:
+        return self._engine.streamable_weights_size
+
+    def set_weight_streaming_budget_v2(self, size: int) -> None:
+        self._engine.weight_streaming_budget_v2 = size
+        if self._engine.weight_streaming_budget_v2 != size:
+            raise DeviceFault("; ".join(self._log.errors))
+
     def activation_bytes(self, profile: int) -> int:
         return self._engine.get_device_memory_size_for_profile_v2(profile)
 

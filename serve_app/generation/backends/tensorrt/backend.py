@@ -34,6 +34,8 @@ __all__ = ["TensorRTBackend"]
 
 logger = logging.getLogger(__name__)
 
+_GIB = 1 << 30
+
 _LOST = (
     "The GPU failed while computing this reply ({error}); try again, and the reply is computed by another "
     "replica. See `nvidia-smi` and the kernel's log on that node if it stays so."
@@ -58,20 +60,39 @@ class TensorRTBackend:
         device: the GPU.
         engine: built with the profiles *prefill* and *decode*, in this order.
         interface: of the graph that it was built from.
+        weights_bytes: of weights that may stay on the host, how many are to be on the device; None for
+            as many as slots leave room for. Without meaning unless the engine was built so.
+
+    Attributes:
+        device: as given.
+        streamed_bytes: of weights, how many every step reads from the host; known once allocated.
     """
 
-    def __init__(self, device: Device, engine: DeviceEngine, interface: DecoderInterface) -> None:
+    def __init__(
+        self,
+        device: Device,
+        engine: DeviceEngine,
+        interface: DecoderInterface,
+        *,
+        weights_bytes: int | None = None,
+    ) -> None:
+        self.device = device
+        self.streamed_bytes = 0
         self.vocab_size = interface.vocab_size
         self.context_length = interface.context_length
         self.token_bytes = interface.token_bytes
         self.draft_rows = 0  # the decode profile takes one token of a slot
         self.depth = DEPTH
         self._interface = interface
-        self._device = device
         self._engine = engine
+        self._weights_bytes = weights_bytes
         self._stream = device.stream()
         self._in_flight: deque[_Step] = deque()
         self._half = 0
+        if engine.streamable_weights_size:
+            # So that what is free is known, and what streaming takes is counted in full.
+            with _losses():
+                engine.set_weight_streaming_budget_v2(0)
 
     def fitted(self, config: EngineConfig) -> EngineConfig:
         """Return limits that the device has memory for: these, or the same with fewer slots.
@@ -101,15 +122,17 @@ class TensorRTBackend:
         if max_len > self.context_length:
             msg = f"The engine's slots have {self.context_length} tokens; lower generator.max_len."
             raise ConfigError(msg, param="generator.max_len")
-        room = self._plan(blocks, block_tokens).slots(min(slots, self._most_slots))
+        plan = self._plan(blocks, block_tokens)
+        room = plan.slots(min(slots, self._most_slots))
         if room < slots:
             msg = (
                 f"The GPU and its engine have room for {room} slots, and generator.slots is {slots}; "
                 "lower it, or build an engine for more slots with `parley model build`."
             )
             raise ConfigError(msg, param="generator.slots")
-        device, stream = self._device, self._stream
+        device, stream = self.device, self._stream
         with _losses():
+            self._keep_weights(plan.resident(slots))
             self._kv = DeviceKV(
                 device,
                 stream,
@@ -220,8 +243,23 @@ class TensorRTBackend:
             blocks=blocks,
             block_tokens=block_tokens,
             activations=activation_bytes(self._engine),
-            free=self._device.free_bytes(),
+            free=self.device.free_bytes(),
+            streamable=self._engine.streamable_weights_size,
+            kept=self._weights_bytes,
         )
+
+    def _keep_weights(self, size: int) -> None:
+        streamable = self._engine.streamable_weights_size
+        if not streamable:
+            return
+        self._engine.set_weight_streaming_budget_v2(size)
+        self.streamed_bytes = streamable - size
+        if self.streamed_bytes:
+            logger.warning(
+                "%.2f of %.2f GiB of weights are on the GPU; every step reads the rest from the host",
+                size / _GIB,
+                streamable / _GIB,
+            )
 
     def _prefill(self, prompts: Sequence[Piece]) -> None:
         for piece in prompts:

@@ -112,7 +112,24 @@ class ExecutionContext(Protocol):
 
 
 class DeviceEngine(Protocol):
-    """A loaded engine; its weights are there once, however many contexts there are."""
+    """A loaded engine; its weights are there once, however many contexts there are.
+
+    Attributes:
+        streamable_weights_size: bytes of weights that may stay on the host, 0 unless it was built so.
+    """
+
+    @property
+    def streamable_weights_size(self) -> int: ...  # noqa: D102
+
+    def set_weight_streaming_budget_v2(self, size: int) -> None:
+        """Say how many bytes of those weights stay on the device; every run reads the rest from the host.
+
+        Only before there is a context. It changes `activation_bytes`: streaming takes memory to work in.
+
+        Raises:
+            DeviceFault: the device has no room for them.
+        """
+        ...
 
     def get_tensor_profile_shape(
         self, name: str, profile: int

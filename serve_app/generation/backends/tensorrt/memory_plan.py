@@ -21,17 +21,21 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Memory by what it is for, in bytes. Weights are no part of it: they are there already.
+    """Memory by what it is for, in bytes. Weights that can't stay on the host are there already.
 
     Attributes:
         slot: of one slot: K/V, logits, and the state of choosing tokens.
         fixed: of everything that doesn't depend on the number of slots.
         free: what there is.
+        streamable: of weights that may stay on the host; none of them is on the device yet.
+        kept: of those, what the operator wants on the device, or None for what slots leave room for.
     """
 
     slot: int
     fixed: int
     free: int
+    streamable: int = 0
+    kept: int | None = None
 
     @classmethod
     def of(
@@ -42,6 +46,8 @@ class MemoryPlan:
         block_tokens: int,
         activations: int,
         free: int,
+        streamable: int = 0,
+        kept: int | None = None,
     ) -> MemoryPlan:
         """Reckon.
 
@@ -50,7 +56,9 @@ class MemoryPlan:
             blocks: pieces of prefixes.
             block_tokens: tokens of one.
             activations: what the engine's contexts work in.
-            free: what there is once the weights are loaded.
+            free: what there is once the weights are loaded that can't stay on the host.
+            streamable: of weights that can.
+            kept: of those, what is to be on the device; None for what slots leave room for.
         """
         logits = interface.vocab_size * 4
         return cls(
@@ -62,6 +70,8 @@ class MemoryPlan:
             + logits
             + int(_RESERVE_PART * free),
             free=free,
+            streamable=streamable,
+            kept=None if kept is None else min(kept, streamable),
         )
 
     def slots(self, wanted: int) -> int:
@@ -70,7 +80,7 @@ class MemoryPlan:
         Raises:
             ConfigError: there is no room for one.
         """
-        room = max(0, (self.free - self.fixed) // self.slot)
+        room = max(0, (self.free - self.fixed - (self.kept or 0)) // self.slot)
         if room:
             return min(wanted, room)
         msg = (
@@ -79,4 +89,21 @@ class MemoryPlan:
             "generator.prefix_cache_mb, prepare the model with a smaller --cache-length, or free memory "
             "on the GPU."
         )
+        if self.kept:
+            msg = (
+                f"{msg} {self.kept / _GIB:.2f} GiB are for weights: lower generator.gpu_weights_mb, or "
+                "set it to null."
+            )
+        elif not self.streamable:
+            msg = f"{msg} A model that is too large for it takes an engine with --weight-streaming."
         raise ConfigError(msg, param="generator.slots")
+
+    def resident(self, slots: int) -> int:
+        """Return the bytes of streamable weights that stay on the device beside so many slots.
+
+        Slots come first: a weight that is read from the host costs time, and a slot that isn't there
+        refuses a request.
+        """
+        if self.kept is not None:
+            return self.kept
+        return max(0, min(self.streamable, self.free - self.fixed - slots * self.slot))

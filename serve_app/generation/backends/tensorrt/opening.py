@@ -6,23 +6,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serve_app.errors import TensorRTUnavailable
-from serve_app.generation.backends.base import SamplingBackend
 from serve_app.models.engine_build.machine import open_machine
 from serve_app.models.engine_build.model_engine import find_model_engine
 from serve_app.models.store import PreparedModel
 
 if TYPE_CHECKING:
+    from serve_app.generation.backends.tensorrt.backend import TensorRTBackend
     from serve_app.generation.backends.tensorrt.device import Device
 
 __all__ = ["open_tensorrt"]
 
 
-def open_tensorrt(model: PreparedModel, engines: Path | None) -> SamplingBackend:
+def open_tensorrt(
+    model: PreparedModel, engines: Path | None, *, weights_bytes: int | None = None
+) -> TensorRTBackend:
     """Load the engine of a prepared model for this machine's GPU.
 
     Args:
         model: one in the standard form.
         engines: folder that machines share engines through; None looks beside the model.
+        weights_bytes: see `TensorRTBackend`.
 
     Raises:
         GpuUnavailable: there is no driver, or no GPU.
@@ -34,7 +37,12 @@ def open_tensorrt(model: PreparedModel, engines: Path | None) -> SamplingBackend
     device = _open_device(host_code=engine.manifest.holds_host_code)
     from serve_app.generation.backends.tensorrt.backend import TensorRTBackend
 
-    return TensorRTBackend(device, device.load_engine(engine.plan), model.manifest.interface)
+    return TensorRTBackend(
+        device,
+        device.load_engine(engine.plan),
+        model.manifest.interface,
+        weights_bytes=weights_bytes,
+    )
 
 
 def _open_device(*, host_code: bool) -> Device:

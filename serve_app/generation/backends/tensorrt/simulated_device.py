@@ -19,7 +19,7 @@ import onnxruntime as ort
 import torch
 
 from serve_app.errors import TensorRTEngineError
-from serve_app.generation.backends.tensorrt.device import ALIGNMENT, DeviceFault
+from serve_app.generation.backends.tensorrt.device import ALIGNMENT, DeviceFault, Stream
 from serve_app.models.engine_build.profiles import EngineProfile, ShapeRange
 
 __all__ = ["SimulatedDevice"]
@@ -40,6 +40,7 @@ class SimulatedDevice:
         profiles: what engines that are loaded here were built with; their "plan" is the .onnx file.
         memory_bytes: memory that it pretends to have.
         activation_bytes: memory that each profile pretends to work in.
+        streamable_bytes: weights that its engines pretend to be able to leave on the host.
 
     Attributes:
         launched: pieces of work that were done.
@@ -52,17 +53,21 @@ class SimulatedDevice:
         *,
         memory_bytes: int = 1 << 30,
         activation_bytes: int = 1 << 20,
+        streamable_bytes: int = 0,
     ) -> None:
         self.launched = 0
         self.fail_at: int | None = None
         self._profiles = profiles
         self._memory_bytes = memory_bytes
         self._activation_bytes = activation_bytes
+        self._streamable_bytes = streamable_bytes
         self._allocations: list[torch.Tensor] = []
+        self._engines: list[_Engine] = []
 
     def free_bytes(self) -> int:
         """See `Device`."""
-        return self._memory_bytes - sum(memory.nbytes for memory in self._allocations)
+        taken = sum(memory.nbytes for memory in self._allocations)
+        return self._memory_bytes - taken - sum(each.resident_bytes for each in self._engines)
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """See `Device`."""
@@ -94,7 +99,11 @@ class SimulatedDevice:
         except Exception as error:  # the runtime's exceptions have no common base of their own
             msg = f"{path} can't be loaded ({error}); prepare the model anew."
             raise TensorRTEngineError(msg) from error
-        return _Engine(session, self, self._profiles, self._activation_bytes)
+        engine = _Engine(
+            session, self, self._profiles, self._activation_bytes, self._streamable_bytes
+        )
+        self._engines.append(engine)
+        return engine
 
     def perform(self, work: Work) -> None:
         """Do a piece of work, unless the device has failed."""
@@ -193,11 +202,25 @@ class _Engine:
         device: SimulatedDevice,
         profiles: Sequence[EngineProfile],
         activation_bytes: int,
+        streamable_bytes: int,
     ) -> None:
+        self.streamable_weights_size = streamable_bytes
+        # Nothing is uploaded before somebody says how much.
+        self.resident_bytes = 0
         self._session = session
         self._device = device
         self._profiles = profiles
         self._activation_bytes = activation_bytes
+        self._contexts = 0
+
+    def set_weight_streaming_budget_v2(self, size: int) -> None:
+        if self._contexts:
+            msg = "the budget of weights can't change while there are contexts"
+            raise DeviceFault(msg)
+        if size > self._device.free_bytes() + self.resident_bytes:
+            msg = f"out of memory: {size} bytes are wanted for weights"
+            raise DeviceFault(msg)
+        self.resident_bytes = size
 
     def get_tensor_profile_shape(
         self, name: str, profile: int
@@ -206,13 +229,16 @@ class _Engine:
         return shapes.least, shapes.tuned, shapes.most
 
     def activation_bytes(self, profile: int) -> int:
-        return self._activation_bytes * (profile + 1)
+        streams = self.resident_bytes < self.streamable_weights_size
+        return self._activation_bytes * (profile + 1) * (2 if streams else 1)
 
     def create_execution_context(
-        self, profile: int, activations: torch.Tensor, stream: _Stream
+        self, profile: int, activations: torch.Tensor, stream: Stream
     ) -> _Context:
+        assert isinstance(stream, _Stream)  # noqa: S101 - a device's streams are its own
         size = self.activation_bytes(profile)
         self._device.require_own("activations", activations.data_ptr(), size)
+        self._contexts += 1
         return _Context(self._session, self._device, self._profiles[profile].inputs, stream)
 
 

@@ -1,4 +1,4 @@
-"""Secrets and personal data out of what leaves the cluster.
+"""Secrets and personal data out of what others may read: logs, and what leaves the cluster.
 
 `Masks` replaces by three means: values that are known to be secret, wherever they stand; what looks like a
 credential, such as a bearer token, a password in a URL or a private key; and what looks like personal
@@ -11,11 +11,8 @@ import base64
 import ipaddress
 import re
 from collections.abc import Iterable
-from typing import Any
 
-from serve_app.operations.kinds import Object
-
-__all__ = ["MASK", "Masks"]
+__all__ = ["MASK", "Masks", "is_secret_key", "is_secret_variable"]
 
 MASK = "***"
 """Stands where something was."""
@@ -59,7 +56,7 @@ _IPV4 = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
 
 
 class Masks:
-    """Masks texts and objects.
+    """Masks texts.
 
     Args:
         known: values that are secret wherever they stand.
@@ -83,42 +80,16 @@ class Masks:
             text = pattern.sub(MASK, text)
         return _IPV4.sub(_address, text)
 
-    def object(self, value: Object) -> Object:
-        """Return an object of Kubernetes' without secrets and personal data.
 
-        Of a Secret only the names of its keys are left, of a variable named like a secret only its name.
-        """
-        masked: Object = self._tree(value)
-        if value.get("kind") == "Secret":
-            for part in ("data", "stringData"):
-                if part in value:
-                    masked[part] = dict.fromkeys(value[part], MASK)
-        metadata = masked.get("metadata", {})
-        metadata.pop("managedFields", None)
-        # kubectl's copy of what was applied, values and all.
-        metadata.get("annotations", {}).pop(
-            "kubectl.kubernetes.io/last-applied-configuration", None
-        )
-        return masked
-
-    def _tree(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self.text(value)
-        if isinstance(value, list):
-            return [self._tree(inner) for inner in value]
-        if not isinstance(value, dict):
-            return value
-        if isinstance(value.get("value"), str) and _VARIABLE.search(str(value.get("name", ""))):
-            value = {**value, "value": MASK}
-        return {
-            key: MASK if isinstance(inner, str) and _is_secret_key(key) else self._tree(inner)
-            for key, inner in value.items()
-        }
-
-
-def _is_secret_key(key: str) -> bool:
+def is_secret_key(key: str) -> bool:
+    """Whether what stands under a key is secret."""
     # A Secret's name is no secret.
     return _NAMED.search(key) is not None and not key.lower().endswith(("name", "ref"))
+
+
+def is_secret_variable(name: str) -> bool:
+    """Whether a variable of the environment is named like a secret."""
+    return _VARIABLE.search(name) is not None
 
 
 def _forms(value: str) -> Iterable[str]:

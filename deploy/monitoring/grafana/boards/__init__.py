@@ -1,0 +1,1 @@
+"""What each dashboard shows, a file each."""

@@ -1,0 +1,208 @@
+"""What is wrong with a deploy file, found in the file alone: every fault with its place."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from serve_app.errors import ConfigError
+from serve_app.routing.pools import Served, served_models
+from serve_app.settings import Settings
+from serve_app.yaml_lines import Fault, KeyPath, as_sentence, unknown_key
+
+__all__ = ["APPLICATION", "deploy_faults", "position_of"]
+
+APPLICATION = "parley"
+_IMPORT_PATH = "serve_app.app:build"
+
+
+def deploy_faults(data: dict[str, Any]) -> Iterator[Fault]:
+    """Find what is wrong in the content of a deploy file."""
+    # Ray takes a second to import, and most commands need none of it.
+    from ray.serve.schema import ServeDeploySchema
+
+    unknown = list(_unknown_keys(ServeDeploySchema, data, ()))
+    yield from unknown
+    try:
+        ServeDeploySchema.model_validate(copy.deepcopy(data))
+    except ValidationError as error:
+        for found in error.errors(include_url=False, include_input=False):
+            yield Fault(tuple(found["loc"]), as_sentence(found["msg"]))
+        return  # what follows relies on the shape
+    position = position_of(data)
+    if position is None:
+        yield Fault(("applications",), f"no application is named `{APPLICATION}`.")
+        return
+    application = data["applications"][position]
+    path: KeyPath = ("applications", position)
+    args = application.get("args") or {}
+    wrong = list(_args_faults(args, (*path, "args")))
+    yield from wrong
+    models: tuple[Served, ...] = ()
+    if not wrong:
+        try:
+            models = _models(args)
+        except ConfigError as error:
+            keys = error.param.split(".") if error.param else []
+            yield Fault((*path, "args", *keys), error.message.removeprefix(f"{error.param}: "))
+    for place, deployment in enumerate(application.get("deployments", [])):
+        here = (*path, "deployments", place)
+        yield from _scaling_faults(deployment, here)
+        if models and application["import_path"] == _IMPORT_PATH:
+            yield from _pool_faults(deployment, here, models)
+
+
+def _pool_faults(
+    deployment: dict[str, Any], path: KeyPath, models: tuple[Served, ...]
+) -> Iterator[Fault]:
+    """Find a name that no deployment has, and a pool that nobody would ever wake."""
+    name = deployment["name"]
+    pools = [{pool.deployment for pool in model.pools} for model in models]
+    known = {"Ingress", "Dialogue", *(model.tokenizer for model in models)}.union(*pools)
+    if name not in known:
+        there_are = ", ".join(sorted(known))
+        yield Fault((*path, "name"), f"no deployment of that name; there are {there_are}.")
+    beside_others = any(name in together and len(together) > 1 for together in pools)
+    scaling = deployment.get("autoscaling_config") or {}
+    if beside_others and scaling.get("min_replicas") == 0:
+        yield Fault(
+            (*path, "autoscaling_config", "min_replicas"),
+            "a pool beside others keeps a replica: those others take what would wake it. Set it to 1.",
+        )
+
+
+def _models(args: dict[str, Any]) -> tuple[Served, ...]:
+    """Return what is served by the file alone.
+
+    Raises:
+        ConfigError: with the path of what doesn't go together.
+    """
+    sections = {
+        name: type(field.get_default()).model_validate(args.get(name) or {})
+        for name, field in Settings.model_fields.items()
+    }
+    return served_models(Settings.model_construct(**sections))
+
+
+def _scaling_faults(deployment: dict[str, Any], path: KeyPath) -> Iterator[Fault]:
+    from ray.serve.config import AutoscalingConfig
+
+    # Serve's schema takes any mapping here and fails only while deploying.
+    if not (scaling := deployment.get("autoscaling_config")):
+        return
+    here = (*path, "autoscaling_config")
+    try:
+        checked = AutoscalingConfig.model_validate(scaling)
+    except ValidationError as error:
+        for found in error.errors(include_url=False, include_input=False):
+            yield Fault((*here, *found["loc"]), as_sentence(found["msg"]))
+        return
+    most, wanted = deployment.get("max_ongoing_requests"), checked.target_ongoing_requests
+    if "target_ongoing_requests" in scaling and most is not None and wanted > most:
+        yield Fault(
+            (*here, "target_ongoing_requests"),
+            f"a replica takes {most} requests at once (max_ongoing_requests): it can't come to hold "
+            f"{wanted:g}, and none would ever be added.",
+        )
+    yield from _policy_faults(scaling, (*here, "policy"))
+
+
+def _policy_faults(scaling: dict[str, Any], path: KeyPath) -> Iterator[Fault]:
+    """Check what our own policy is given: Serve would find out in its controller, while deploying."""
+    from serve_app.routing.autoscaling import ScaleByWork
+
+    policy = scaling.get("policy") or {}
+    if policy.get("policy_function") != f"{ScaleByWork.__module__}:{ScaleByWork.__name__}":
+        return
+    known = list(inspect.signature(ScaleByWork).parameters)
+    for name, value in (policy.get("policy_kwargs") or {}).items():
+        here = (*path, "policy_kwargs", name)
+        if name not in known:
+            yield Fault(here, unknown_key(str(name), known))
+        elif not isinstance(value, int | float):
+            yield Fault(here, "must be a number.")
+        else:
+            try:
+                ScaleByWork(**{name: value})
+            except ConfigError as error:
+                yield Fault(here, error.message)
+
+
+def _args_faults(args: dict[str, Any], path: KeyPath) -> Iterator[Fault]:
+    """Check each section by itself, without the environment, so that a fault has a line."""
+    for name, values in args.items():
+        field = Settings.model_fields.get(name)
+        if field is None:
+            yield Fault((*path, name), unknown_key(name, Settings.model_fields))
+            continue
+        section = field.annotation
+        if not isinstance(section, type) or not issubclass(section, BaseModel):
+            continue
+        try:
+            section.model_validate(values)
+        except ValidationError as error:
+            for found in error.errors(include_url=False, include_input=False):
+                place = tuple(part for part in found["loc"] if part != "[key]")
+                if found["type"] == "extra_forbidden":
+                    known = _section_at(section, place[:-1]).model_fields
+                    message = unknown_key(str(place[-1]), known)
+                elif "[key]" in found["loc"]:
+                    message = "a key is of small letters, digits and dashes, 32 at most."
+                else:
+                    message = as_sentence(found["msg"])
+                yield Fault((*path, name, *place), message)
+    if "url" in (args.get("redis") or {}):
+        yield Fault(
+            (*path, "redis", "url"),
+            "a password doesn't belong in this file; put the URL into PARLEY_REDIS_URL.",
+        )
+    if "keys" in (args.get("encryption") or {}):
+        yield Fault(
+            (*path, "encryption", "keys"),
+            "a secret doesn't belong in this file; put the keys into PARLEY_ENCRYPTION_KEYS.",
+        )
+
+
+def _section_at(section: type[BaseModel], place: tuple[int | str, ...]) -> type[BaseModel]:
+    """Return the section that a path into another one leads to; keys of mappings lead to their values."""
+    for part in place:
+        field = section.model_fields.get(str(part))
+        if field is not None:
+            section = next(_models_in(field.annotation), section)
+    return section
+
+
+def _unknown_keys(model: type[BaseModel], value: object, path: KeyPath) -> Iterator[Fault]:
+    """Find keys that Serve's schemas would let pass or take for something else."""
+    if not isinstance(value, dict):
+        return
+    for key, inner in value.items():
+        field = model.model_fields.get(key)
+        if field is None:
+            if model.model_config.get("extra") != "forbid":
+                yield Fault((*path, key), unknown_key(str(key), model.model_fields))
+            continue
+        for nested in _models_in(field.annotation):
+            items = enumerate(inner) if isinstance(inner, list) else [(None, inner)]
+            for position, item in items:
+                here = (*path, key) if position is None else (*path, key, position)
+                yield from _unknown_keys(nested, item, here)
+
+
+def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def position_of(data: dict[str, Any]) -> int | None:
+    """Return which of the applications is Parley's, if any is."""
+    for position, application in enumerate(data["applications"]):
+        if application.get("name") == APPLICATION:
+            return position
+    return None
