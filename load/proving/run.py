@@ -16,9 +16,10 @@ import uvloop
 from load.in_process.calls import Moment
 from load.in_process.life import Life
 from load.in_process.service import InProcessService, Kind, Tokens
-from load.proving.clients import PATIENCE_S, Clients
+from load.proving.clients import Clients
 from load.proving.history import History, LoggedErrors
 from load.proving.oracle import Oracle, talkative
+from load.proving.requests import PATIENCE_S
 from load.proving.turns import Conversation, Tenant, Turn
 from load.proving.verdict import Verdict
 from serve_app.settings import Settings

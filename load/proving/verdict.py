@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Awaitable, Iterable
 
 from load.in_process.exchange import ConnectionLost
-from load.proving.clients import PATIENCE_S, Clients
+from load.proving.clients import Clients
 from load.proving.history import History
 from load.proving.oracle import Oracle
+from load.proving.requests import PATIENCE_S
 from load.proving.stored import Place, Said, stored_of
 from load.proving.telling import Telling
 from load.proving.turns import Conversation, Turn
