@@ -91,7 +91,7 @@ async def test_replies_of_a_killed_generator_go_on_with_the_other_as_undisturbed
 ) -> None:
     def ask(talk: Talk) -> list[Stream]:
         return [
-            talk.chat(model, f"Tell me story {n}.", 120, temperature=1.0, top_p=0.95, seed=n)
+            talk.chat(model, f"Tell me story {n}.", 400, temperature=1.0, top_p=0.95, seed=n)
             for n in range(8)
         ]
 

@@ -42,7 +42,7 @@ def test_a_connection_that_redis_closed_is_an_error_of_redis_on_rays_event_loop(
 ) -> None:
     async def write_to_a_closed_one() -> None:
         pool = pool_of(shared_redis)
-        async with pool.client() as client:
+        async with pool.client("ping") as client:
             connection = await client.connection_pool.get_connection()
             connection._writer.transport.abort()
             with pytest.raises(redis.exceptions.ConnectionError, match="closed"):

@@ -71,7 +71,7 @@ def test_a_broken_file_leaves_the_last_good_persona_and_says_why_once(
         for _ in range(3):
             clock.now += CLOCK_STEP_S
             assert title(catalog) == "Anna"
-    assert len(caplog.records) == 1
+    assert len({id(record) for record in caplog.records}) == 1  # however many handlers have it
     assert f"{file}:" in caplog.text
     assert "stays as it was" in caplog.text
     assert f"{file}:" in catalog.faults()["anna"]
