@@ -71,7 +71,7 @@ MODEL = "SmolLM2-135M-Instruct"
 VOCAB = 49152
 EOS = 2
 NO_REDIS = SecretStr("redis://127.0.0.1:1/0")
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 Result = TypeVar("Result")
 _Shell: Any = Generator.func_or_class  # type: ignore[attr-defined]

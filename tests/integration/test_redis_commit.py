@@ -20,7 +20,7 @@ from serve_app.state.conversations import ConversationStore
 from serve_app.state.records import StoredItem
 from serve_app.state.server import RedisServer
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 TURN = [
     StoredItem("msg_in", "user", "ask", response="resp_1"),
     StoredItem("msg_out", "assistant", "tell", response="resp_1"),
