@@ -148,6 +148,36 @@ async def test_a_look_at_the_queue_that_comes_behind_the_turns_end_begins_nothin
     assert not (await stores.begin(other)).waits
 
 
+@pytest.mark.parametrize("place", ["follows", "replaces"])
+async def test_a_turn_that_waited_for_what_is_gone_can_be_told_to_have_failed(
+    stores: Stores, place: str
+) -> None:
+    first, running, waiting = (stores.new_response() for _ in range(3))
+    await stores.commit(first, "1", await stores.begin(first))
+    begun = await stores.begin(running)
+    assert (await stores.begin(waiting, **{place: first})).waits == 1
+    await stores.responses.delete("acme", first)
+    await stores.commit(running, "2", begun)
+    with pytest.raises(ResponseNotFound, match=first):
+        await stores.begin(waiting, again=True, **{place: first})
+    ended = {"response": {"status": "failed"}}
+    assert await stores.responses.conclude("acme", waiting, "me", ended)
+    record = await stores.responses.get("acme", waiting)
+    assert record["response"] == ended["response"]
+    # It is out of the others' way then.
+    assert not (await stores.begin(stores.new_response())).waits
+
+
+@pytest.mark.parametrize("place", ["follows", "replaces"])
+async def test_a_turn_that_is_refused_at_once_leaves_nothing(stores: Stores, place: str) -> None:
+    first, refused = stores.new_response(), stores.new_response()
+    with pytest.raises(ResponseNotFound, match=first):
+        await stores.begin(refused, **{place: first})
+    with pytest.raises(ResponseNotFound, match=refused):
+        await stores.responses.get("acme", refused)
+    assert not (await stores.begin(stores.new_response())).waits
+
+
 async def test_a_turn_whose_response_was_deleted_is_not_made_again(stores: Stores) -> None:
     response = stores.new_response()
     await stores.commit(response, "1", await stores.begin(response))

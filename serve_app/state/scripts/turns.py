@@ -68,8 +68,11 @@ elseif kind ~= 'new' then
   local base_of = redis.call('HGET', turns, other .. ':base')
   local last_of = redis.call('HGET', turns, other .. ':last')
   if not last_of then
-    release(response)
-    redis.call('HDEL', responses, response)
+    -- A turn that waited was told of: its owner stores how it ended, and must find it there.
+    if ARGV[15] == '' then
+      release(response)
+      redis.call('HDEL', responses, response)
+    end
     if redis.call('HEXISTS', responses, other) == 1 then return {'unfinished'} end
     return {'unknown'}
   end
