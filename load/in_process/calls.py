@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Literal, Protocol
@@ -138,11 +139,11 @@ class _Method:
         self._stream = stream
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
-        kind = _StreamingCall if self._stream else _UnaryCall
+        kind: type[_Call] = _StreamingCall if self._stream else _UnaryCall
         return kind(*self._to, args, kwargs)
 
 
-class _Call:
+class _Call(ABC):
     """A call under way: a task of the caller that finds a replica, then one of that replica."""
 
     def __init__(
@@ -191,11 +192,13 @@ class _Call:
         # The request's cancellation reaches the replica through this task.
         await asyncio.wait({self._carrying})
 
+    @abstractmethod
     async def _carry_out(self, life: Life, work: Any) -> None:
-        raise NotImplementedError
+        """Have the replica do the work, and hand what comes of it to the caller."""
 
+    @abstractmethod
     def _fail(self, error: BaseException) -> None:
-        raise NotImplementedError
+        """Tell the caller that nothing more comes of it."""
 
     def _carried(self, life: Life) -> None:
         self._deployment.count(life, -1)
