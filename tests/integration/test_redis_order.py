@@ -210,3 +210,28 @@ async def test_a_turn_whose_response_was_deleted_before_its_end_can_be_made_agai
         await stores.commit(response, "1", begun)
     await stores.commit(response, "1", await stores.begin(response))
     assert await stores.contents() == ["ask 1", "tell 1"]
+
+
+async def test_an_end_that_is_stored_twice_since_its_answer_was_lost_was_stored(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    response = stores.new_response()
+    await stores.begin(response)
+    commands: list[tuple[Any, ...]] = []
+    command = ConversationScripts.command
+
+    def noted(self: ConversationScripts, *given: Any) -> tuple[Any, ...]:
+        commands.append(command(self, *given))
+        return commands[-1]
+
+    ended = {"response": {"status": "cancelled"}}
+    with monkeypatch.context() as patch:
+        patch.setattr(ConversationScripts, "command", noted)
+        assert await stores.responses.conclude("acme", response, "me", ended)
+    monkeypatch.setattr(ConversationScripts, "command", lambda *_: commands[-1])
+    assert await stores.responses.conclude("acme", response, "me", ended)
+    monkeypatch.undo()
+    # Another end is not.
+    assert not await stores.responses.conclude("acme", response, "me", {"response": {}})
+    record = await stores.responses.get("acme", response)
+    assert record["response"] == ended["response"]

@@ -139,9 +139,12 @@ touch()
 return 'stored'
 """)
 
-# ARGV: ttl, response, owner, the response as it failed.
+# ARGV: ttl, response, owner, the response as it failed. Where that is stored already, this is sent again
+# since its answer was lost.
 CONCLUDE = step("""
-if redis.call('HGET', runs, ARGV[2] .. ':owner') ~= ARGV[3] then return 'lost' end
+if redis.call('HGET', runs, ARGV[2] .. ':owner') ~= ARGV[3] then
+  return redis.call('HGET', responses, ARGV[2]) == ARGV[4] and 'stored' or 'lost'
+end
 if redis.call('HEXISTS', responses, ARGV[2]) == 1 then
   redis.call('HSET', responses, ARGV[2], ARGV[4])
 end
