@@ -12,6 +12,7 @@ import pickle
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from ray.exceptions import RayActorError
@@ -185,7 +186,8 @@ class _Call(ABC):
             return
         sent_args, sent_kwargs = pickle.loads(self._sent)  # noqa: S301  (our own)
         method = getattr(replica.target, self._method)
-        self._carrying = life.spawn(self._carry_out(life, method(*sent_args, **sent_kwargs)))
+        work = partial(method, *sent_args, **sent_kwargs)
+        self._carrying = life.spawn(self._carry_out(life, work))
         life.at_end(self._replica_died)
         self._deployment.count(life, +1)
         self._carrying.add_done_callback(lambda _: self._carried(life))
@@ -193,7 +195,7 @@ class _Call(ABC):
         await asyncio.wait({self._carrying})
 
     @abstractmethod
-    async def _carry_out(self, life: Life, work: Any) -> None:
+    async def _carry_out(self, life: Life, work: Callable[[], Any]) -> None:
         """Have the replica do the work, and hand what comes of it to the caller."""
 
     @abstractmethod
@@ -226,9 +228,9 @@ class _UnaryCall(_Call):
     async def _answered(self) -> Any:
         return pickle.loads(await asyncio.shield(self._answer))  # noqa: S301  (our own)
 
-    async def _carry_out(self, life: Life, work: Any) -> None:
+    async def _carry_out(self, life: Life, work: Callable[[], Any]) -> None:
         try:
-            answer = pickle.dumps(await work)
+            answer = pickle.dumps(await work())
         except asyncio.CancelledError:
             self._fail(asyncio.CancelledError())
             raise
@@ -265,9 +267,10 @@ class _StreamingCall(_Call):
         self._items.put_nowait(item)
         raise item
 
-    async def _carry_out(self, life: Life, work: Any) -> None:
+    async def _carry_out(self, life: Life, work: Callable[[], Any]) -> None:
+        items = work()
         try:
-            async for item in work:
+            async for item in items:
                 life.check()
                 self._items.put_nowait(pickle.dumps(item))
         except asyncio.CancelledError:
@@ -278,7 +281,7 @@ class _StreamingCall(_Call):
         else:
             self._fail(StopAsyncIteration())
         finally:
-            await work.aclose()
+            await items.aclose()
 
     def _fail(self, error: BaseException) -> None:
         self._items.put_nowait(error)

@@ -40,6 +40,8 @@ class Clients(Conversing, Reading):
         place = turn.conversation
         late = place is not None and place.deleted_at is not None
         settled = turn.settled and not turn.may_be_gone
+        other = turn.follows or turn.replaces
+        lost = other is not None and other.may_be_nowhere
         turn.sends += 1
         turn.in_flight += 1
         try:
@@ -56,12 +58,21 @@ class Clients(Conversing, Reading):
                     "what is deleted stays away", not late, f"{turn.name} was taken by {place}"
                 )
                 return await self.follow(turn, exchange, leave_after, by_id=by_id)
-            body = await exchange.whole()
+            try:
+                body = await exchange.whole()
+            except ConnectionLost:
+                turn.cut()
+                return "cut"
             code = code_of(body)
             self.foreseen(
                 code in AGAIN
+                # What made it may still be at that when its end is known from elsewhere.
+                or (code == "idempotency_in_flight" and turn.key is not None)
                 or (not settled and self._may_refuse(turn, code))
-                or (turn.may_be_gone and exchange.status in {404, 409}),
+                or (not settled and lost and code == "response_not_found")
+                or (turn.may_be_gone and exchange.status in {404, 409})
+                # The key went with the conversation, and something else came under it.
+                or (turn.may_be_gone and turn.contested and code == "idempotency_key_reused"),
                 turn.name,
                 exchange.status,
                 body,
@@ -79,17 +90,16 @@ class Clients(Conversing, Reading):
                 return turn.conversation is not None
             case "response_cancelled":
                 return turn.cancel_asked or turn.interruptible
-            case "idempotency_in_flight":
-                return turn.key is not None
             case "response_unfinished":
                 return other is not None and other.outcome != "stored"
             case "response_not_found":
-                return other is not None and other.may_be_gone
+                return other is not None and other.may_be_nowhere
         return False
 
     async def other_body(self, turn: Turn) -> str:
         """Send something else under a turn's key."""
-        settled = turn.settled and not turn.may_be_gone
+        settled = turn.settled
+        turn.contested = True
         try:
             status, body, _ = await self.ask(
                 turn.tenant,
@@ -103,7 +113,10 @@ class Clients(Conversing, Reading):
         if settled:
             self.history.check(
                 "none is there twice under one key",
-                status == 422 or code_of(body) in AGAIN,
+                status == 422
+                or code_of(body) in AGAIN
+                # A conversation takes the keys that led to it with it.
+                or (turn.may_be_gone and status in {404, 409}),
                 f"{turn.name}: another body was answered {status} {body[:300]!r}",
             )
         return str(status)
@@ -114,16 +127,14 @@ class Clients(Conversing, Reading):
             return "unknown"
         turn.cancel_asked = True
         path = f"/v1/responses/{turn.response}/cancel"
-        settled = turn.settled
+        nowhere = turn.may_be_nowhere
         try:
             status, body, _ = await self.ask(turn.tenant, "POST", path)
         except ConnectionLost:
             return "cut"
         if status == 200:
             return self.told(turn, orjson.loads(body))
-        gone = status == 404 and (
-            turn.may_be_gone or turn.outcome == "refused" or (turn.sends > 1 and not settled)
-        )
+        gone = status == 404 and (nowhere or turn.may_be_nowhere)
         self.foreseen(gone or code_of(body) in AGAIN, f"POST {path}", status, body)
         return code_of(body)
 

@@ -55,6 +55,7 @@ class Verdict:
         for conversation in clients.conversations:
             self._conversation(conversation, places)
         await _all(self._told_again(turn) for turn in clients.turns)
+        await _all(self._sent_again(turn) for turn in clients.turns)
         await _all(self._gone(one) for one in clients.conversations if one.deleted_at is not None)
 
     async def _insist(self, turn: Turn) -> None:
@@ -262,6 +263,17 @@ class Verdict:
                 different is None,
                 f"{turn.name}: {different}",
             )
+
+    async def _sent_again(self, turn: Turn) -> None:
+        """Now that nothing is under way, a key gives what was made under it."""
+        if turn.key is None or turn.may_be_gone or not turn.settled or turn.number % 2:
+            return
+        code = await self._clients.send(turn)
+        self._history.check(
+            "none is there twice under one key",
+            code != "idempotency_in_flight",
+            f"{turn.name} is still being made, as its key tells",
+        )
 
     async def _gone(self, conversation: Conversation) -> None:
         try:
