@@ -64,36 +64,41 @@ class Clients(Conversing, Reading):
                 turn.cut()
                 return "cut"
             code = code_of(body)
-            self.foreseen(
-                code in AGAIN
-                # What made it may still be at that when its end is known from elsewhere.
-                or (code == "idempotency_in_flight" and turn.key is not None)
-                or (not settled and self._may_refuse(turn, code))
-                or (not settled and lost and code == "response_not_found")
-                or (turn.may_be_gone and exchange.status in {404, 409})
-                # The key went with the conversation, and something else came under it.
-                or (turn.may_be_gone and turn.contested and code == "idempotency_key_reused"),
-                turn.name,
-                exchange.status,
-                body,
-            )
+            kept = code in AGAIN or self._may_refuse(turn, code, settled=settled, lost=lost)
+            self.foreseen(kept, turn.name, exchange.status, body)
             turn.refused(code)
             return code
         finally:
             turn.in_flight -= 1
 
-    def _may_refuse(self, turn: Turn, code: str) -> bool:
-        """Say whether a turn that has not ended yet may be answered with an error."""
+    def _may_refuse(self, turn: Turn, code: str, *, settled: bool, lost: bool) -> bool:
+        """Say whether a turn may be answered with an error.
+
+        Args:
+            turn: what was sent.
+            code: the error's.
+            settled: whether it had ended, and nobody had it forgotten, when it was sent.
+            lost: whether what it continues or replaces need not have been there then.
+        """
         other = turn.follows or turn.replaces
         match code:
+            case "idempotency_in_flight":
+                # What made it may still be at that when its end is known from elsewhere.
+                return turn.key is not None
+            case "idempotency_key_reused":
+                # The key went with the conversation, and something else came under it.
+                return turn.may_be_gone and turn.contested
+            case "conversation_not_found":
+                return turn.may_be_gone
             case "conversation_busy":
-                return turn.conversation is not None
+                return not settled and turn.conversation is not None
             case "response_cancelled":
-                return turn.cancel_asked or turn.interruptible
+                return not settled and (turn.cancel_asked or turn.interruptible)
             case "response_unfinished":
-                return other is not None and other.outcome != "stored"
+                return not settled and other is not None and other.outcome != "stored"
             case "response_not_found":
-                return other is not None and other.may_be_nowhere
+                absent = lost or (other is not None and other.may_be_nowhere)
+                return turn.may_be_gone or (not settled and absent)
         return False
 
     async def other_body(self, turn: Turn) -> str:
