@@ -178,6 +178,20 @@ async def test_a_turn_that_is_refused_at_once_leaves_nothing(stores: Stores, pla
     assert not (await stores.begin(stores.new_response())).waits
 
 
+async def test_a_commit_that_is_sent_again_behind_the_responses_deletion_was_carried_out(
+    stores: Stores,
+) -> None:
+    response = stores.new_response()
+    begun = await stores.begin(response)
+    assert await stores.commit(response, "1", begun)
+    await stores.responses.delete("acme", response)
+    # The answer to the first was lost. A client that is told of an error would say it once more.
+    assert not await stores.commit(response, "1", begun)
+    assert await stores.contents() == ["ask 1", "tell 1"]
+    with pytest.raises(ResponseNotFound):
+        await stores.responses.get("acme", response)
+
+
 async def test_a_turn_whose_response_was_deleted_is_not_made_again(stores: Stores) -> None:
     response = stores.new_response()
     await stores.commit(response, "1", await stores.begin(response))

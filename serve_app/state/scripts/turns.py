@@ -113,7 +113,12 @@ COMMIT = step("""
 local response = ARGV[3]
 if redis.call('EXISTS', meta) == 0 then return 'missing' end
 -- A write even then, so that whoever waits for replicas waits for what was committed before.
-if redis.call('ZSCORE', ended, response) then touch() return 'repeated' end
+-- One that was deleted since is stored too: what it said stayed.
+if redis.call('ZSCORE', ended, response)
+    or redis.call('HEXISTS', turns, response .. ':gone') == 1 then
+  touch()
+  return 'repeated'
+end
 if ARGV[4] ~= '' and redis.call('HGET', runs, response .. ':owner') ~= ARGV[4] then
   return 'lost'
 end
