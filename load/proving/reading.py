@@ -163,6 +163,11 @@ class Reading(Requests):
         if status == 200:
             response = orjson.loads(body)
             self.history.check("what is deleted stays away", not late, f"{turn.name} can be read")
+            self.history.check(
+                "every resumed stream equals the original",
+                turn.final is None or turn.final["store"],
+                f"{turn.name} was told to be kept nowhere, and can be read",
+            )
             return self.told(turn, response)
         gone = status == 404 and (nowhere or turn.may_be_nowhere)
         self.foreseen(gone or code_of(body) in AGAIN, f"GET {path}", status, body)

@@ -24,8 +24,9 @@ class Runs:
 
     def start(self, asked: Asked) -> ResponseRun:
         """Begin to make a response; call it from the event loop."""
-        run = ResponseRun(self._services, asked, over=self._forget)
-        self._running[asked.response] = run
+        name = asked.response  # the run may take another one
+        run = ResponseRun(self._services, asked, over=lambda run: self._forget(name, run))
+        self._running[name] = run
         return run
 
     def find(self, tenant: str, response: str) -> ResponseRun | None:
@@ -47,6 +48,6 @@ class Runs:
         while self._running:
             await asyncio.gather(*(run.wait() for run in list(self._running.values())))
 
-    def _forget(self, run: ResponseRun) -> None:
-        if self._running.get(run.response) is run:
-            del self._running[run.response]
+    def _forget(self, name: str, run: ResponseRun) -> None:
+        if self._running.get(name) is run:
+            del self._running[name]

@@ -122,6 +122,22 @@ def test_whoever_cancels_and_whoever_reads_are_told_the_same_when_redis_answer_i
         assert machine.run.history.lost_answers["response"] == 3
 
 
+def test_what_is_answered_without_redis_is_not_there_when_it_had_begun_the_turn() -> None:
+    with _run() as machine:
+        service = machine.run.service
+        service.answers.doom("begin", lambda _: service.kill_redis(back_after_s=1.3))
+        machine.say_alone(tenant=0, way="stream", tokens=6, keyed=False)
+        machine.run.settle()
+        turn = machine.run.clients.turns[-1]
+        assert turn.final is not None
+        assert (turn.final["status"], turn.final["store"]) == ("incomplete", False)
+        machine.run.wait_for(service.whole())
+        machine.read(which=0)
+        machine.run.settle()
+        assert machine.run.history.outcomes["read a response", "response_not_found"] == 1
+        machine.run.judge()
+
+
 def test_a_tenant_that_is_not_looked_at_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     with _run() as machine:
         turn = _said(machine)
