@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Iterable
+from typing import Any
 
 from load.in_process.exchange import ConnectionLost
 from load.proving.clients import Clients
@@ -80,11 +81,18 @@ class Verdict:
     async def _rest(self) -> None:
         """Wait until no replica works on anything."""
         service = self._clients.service
-        for replica in list(service.deployment("Ingress").replicas.values()):
+        ingresses = list(service.deployment("Ingress").replicas.values())
+        working = [replica.runs.drain() for replica in ingresses]  # type: ignore[attr-defined]
+        try:
             async with asyncio.timeout(PATIENCE_S):
-                await replica.runs.drain()  # type: ignore[attr-defined]
-        async with asyncio.timeout(PATIENCE_S):
-            await service.deployment("Dialogue").idle()
+                await asyncio.gather(*working)
+                await service.deployment("Dialogue").idle()
+        except TimeoutError:
+            self._history.check(
+                "every stream has one last event", kept=False, what="replicas come to no rest"
+            )
+            for task in asyncio.all_tasks():
+                self._history.note(f"at work: {_where(task)}")
 
     def _owned(self, tenant: str, places: Iterable[Place]) -> None:
         for place in places:
@@ -300,6 +308,16 @@ def _known_to(line: list[Said]) -> list[list[Said]]:
 def _behind(earlier: Turn, later: Turn, ends: dict[str, list[Said]]) -> bool:
     """Say whether one turn is on the line that ends in another."""
     return any(item.response == earlier.response for item in ends[later.response or ""])
+
+
+def _where(task: asyncio.Task[Any]) -> str:
+    """Return where a task stands, from its outermost function to what it waits in."""
+    names = []
+    work: Any = task.get_coro()
+    while work is not None and (code := getattr(work, "cr_code", None)) is not None:
+        names.append(f"{code.co_qualname}:{work.cr_frame.f_lineno if work.cr_frame else 0}")
+        work = work.cr_await
+    return " > ".join(names)
 
 
 async def _all(works: Iterable[Awaitable[None]]) -> None:
