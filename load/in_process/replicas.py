@@ -90,8 +90,9 @@ class MortalPool(RedisPool):
             yield client
 
     def _loses(self) -> bool:
-        lost = self._answers.reach(_operation.get(), self._life)
         self._life.check()
+        lost = self._answers.reach(_operation.get(), self._life)
+        self._life.check()  # it may have been what died
         return lost
 
 
