@@ -38,7 +38,10 @@ class Reading(Requests):
         if not telling.stored and telling.last is None:
             turn.cut()
             return "cut"
-        return await self._read_on(turn, telling, by_id=by_id)
+        outcome = await self._read_on(turn, telling, by_id=by_id)
+        if telling.last is None:
+            turn.cut()
+        return outcome
 
     async def _read(
         self, turn: Turn, exchange: Exchange, telling: Telling, leave_after: int | None = None
