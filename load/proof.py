@@ -155,7 +155,9 @@ def _explain(machine: type[_Reporting], batch: int, steps: int, file: Path | Non
 def _print(machine: type[Machine], total: History, clients: int) -> None:
     console.print(_operations(machine, total, clients))
     killed = ", ".join(f"{count} {kind}" for kind, count in total.kills.items() if count)
-    console.print(f"killed: {killed or 'nothing'}\n")
+    lost = ", ".join(f"{count} {kind}" for kind, count in sorted(total.lost_answers.items()))
+    console.print(f"killed: {killed or 'nothing'}")
+    console.print(f"answers of Redis that were lost behind what they were to: {lost or 'none'}\n")
     table = Table("promise", title_justify="left")
     table.add_column("looked at", justify="right")
     table.add_column("broken", justify="right")
@@ -200,6 +202,7 @@ def _report(machine: type[Machine], total: History, first: int) -> dict[str, obj
             for (kind, outcome), times in sorted(total.outcomes.items())
         ],
         "kills": dict(total.kills),
+        "lost_answers": dict(total.lost_answers),
         "checks": dict(total.checks),
         "violations": [dataclasses.asdict(one) for one in total.violations],
     }

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from ray.exceptions import RayActorError
@@ -138,11 +140,11 @@ class _Method:
         self._stream = stream
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
-        kind = _StreamingCall if self._stream else _UnaryCall
+        kind: type[_Call] = _StreamingCall if self._stream else _UnaryCall
         return kind(*self._to, args, kwargs)
 
 
-class _Call:
+class _Call(ABC):
     """A call under way: a task of the caller that finds a replica, then one of that replica."""
 
     def __init__(
@@ -184,18 +186,21 @@ class _Call:
             return
         sent_args, sent_kwargs = pickle.loads(self._sent)  # noqa: S301  (our own)
         method = getattr(replica.target, self._method)
-        self._carrying = life.spawn(self._carry_out(life, method(*sent_args, **sent_kwargs)))
+        work = partial(method, *sent_args, **sent_kwargs)
+        self._carrying = life.spawn(self._carry_out(life, work))
         life.at_end(self._replica_died)
         self._deployment.count(life, +1)
         self._carrying.add_done_callback(lambda _: self._carried(life))
         # The request's cancellation reaches the replica through this task.
         await asyncio.wait({self._carrying})
 
-    async def _carry_out(self, life: Life, work: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _carry_out(self, life: Life, work: Callable[[], Any]) -> None:
+        """Have the replica do the work, and hand what comes of it to the caller."""
 
+    @abstractmethod
     def _fail(self, error: BaseException) -> None:
-        raise NotImplementedError
+        """Tell the caller that nothing more comes of it."""
 
     def _carried(self, life: Life) -> None:
         self._deployment.count(life, -1)
@@ -223,9 +228,9 @@ class _UnaryCall(_Call):
     async def _answered(self) -> Any:
         return pickle.loads(await asyncio.shield(self._answer))  # noqa: S301  (our own)
 
-    async def _carry_out(self, life: Life, work: Any) -> None:
+    async def _carry_out(self, life: Life, work: Callable[[], Any]) -> None:
         try:
-            answer = pickle.dumps(await work)
+            answer = pickle.dumps(await work())
         except asyncio.CancelledError:
             self._fail(asyncio.CancelledError())
             raise
@@ -262,9 +267,10 @@ class _StreamingCall(_Call):
         self._items.put_nowait(item)
         raise item
 
-    async def _carry_out(self, life: Life, work: Any) -> None:
+    async def _carry_out(self, life: Life, work: Callable[[], Any]) -> None:
+        items = work()
         try:
-            async for item in work:
+            async for item in items:
                 life.check()
                 self._items.put_nowait(pickle.dumps(item))
         except asyncio.CancelledError:
@@ -275,7 +281,7 @@ class _StreamingCall(_Call):
         else:
             self._fail(StopAsyncIteration())
         finally:
-            await work.aclose()
+            await items.aclose()
 
     def _fail(self, error: BaseException) -> None:
         self._items.put_nowait(error)

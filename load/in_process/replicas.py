@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp
 
 from load.in_process.calls import Handle
 from load.in_process.life import Life
+from load.in_process.lost_answers import LostAnswers, losing
 from serve_app.dialogue import deployment as dialogue_deployment
 from serve_app.dialogue.manager import DialogueManager
 from serve_app.generation.backends.base import Backend
@@ -57,19 +59,41 @@ __all__ = [
 _UNARY_TIMEOUT_S = 30.0
 
 
-class MortalPool(RedisPool):
-    """A way to Redis that ends with a replica's life."""
+_operation: ContextVar[Operation | None] = ContextVar("_operation", default=None)
 
-    def __init__(self, url: SecretStr, settings: Settings, life: Life) -> None:
+
+class MortalPool(RedisPool):
+    """A way to Redis that ends with a replica's life.
+
+    Args:
+        url: where Redis is.
+        settings: the whole tree.
+        life: the replica's.
+        answers: which of Redis' answers are lost on the way.
+    """
+
+    def __init__(
+        self, url: SecretStr, settings: Settings, life: Life, answers: LostAnswers
+    ) -> None:
         super().__init__(url, settings.redis)
         self._life = life
+        self._answers = answers
+        pool = self._client.connection_pool
+        pool.connection_class = losing(pool.connection_class, self._loses)
 
     @asynccontextmanager
     async def client(self, operation: Operation, *, bridges: bool = True) -> AsyncIterator[Redis]:
         """Lend the client to the living; see `RedisPool.client`."""
         self._life.check()
+        _operation.set(operation)
         async with super().client(operation, bridges=bridges) as client:
             yield client
+
+    def _loses(self) -> bool:
+        self._life.check()
+        lost = self._answers.reach(_operation.get(), self._life)
+        self._life.check()  # it may have been what died
+        return lost
 
 
 class _Shell:
@@ -105,11 +129,12 @@ class DialogueReplica:
         settings: Settings,
         url: SecretStr,
         seal: Seal,
+        answers: LostAnswers,
         tokenizer: Handle,
         context_length: int,
     ) -> None:
         self.life = life
-        self.pool = MortalPool(url, settings, life)
+        self.pool = MortalPool(url, settings, life, answers)
         store = ConversationStore(
             self.pool,
             key_prefix=settings.redis.key_prefix,
@@ -185,6 +210,7 @@ class IngressReplica:
         settings: Settings,
         url: SecretStr,
         seal: Seal,
+        answers: LostAnswers,
         keys: KeyRing,
         info: TokenizerInfo,
         table: TokenTable,
@@ -194,7 +220,7 @@ class IngressReplica:
         generator: Any,
     ) -> None:
         self.life = life
-        self.pool = MortalPool(url, settings, life)
+        self.pool = MortalPool(url, settings, life, answers)
         generators = RemoteGenerator(generator, timeout_s=_UNARY_TIMEOUT_S)
         self.client = GeneratorClient(
             generators,

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as TokenizerFile
 from load.in_process.calls import Deployment
 from load.in_process.exchange import ConnectionLost, Exchange
 from load.in_process.life import Life
+from load.in_process.lost_answers import LostAnswers
 from load.in_process.replicas import (
     DialogueReplica,
     GeneratorReplica,
@@ -84,6 +85,7 @@ class InProcessService:
     Attributes:
         keys: API keys.
         redis: the server.
+        answers: Redis' answers, which may be lost.
         killed: how often something of a kind was killed.
     """
 
@@ -98,6 +100,7 @@ class InProcessService:
         self.settings = settings
         self.keys = KeyRing.open(settings.auth, folder)
         self.redis = RedisServer(folder)
+        self.answers = LostAnswers()
         self.killed: dict[str, int] = dict.fromkeys((*KINDS, "Redis"), 0)
         self._tokens = tokens
         self._backend = backend
@@ -181,6 +184,10 @@ class InProcessService:
             return False
         self.strike(kind, living[which % len(living)].life, back_after_s=back_after_s)
         return True
+
+    def kind_of(self, life: Life) -> Kind:
+        """Return the deployment of a living replica."""
+        return next(kind for kind in KINDS if life.name in self._deployments[kind].replicas)
 
     def strike(self, kind: Kind, life: Life, *, back_after_s: float = 0.1) -> None:
         """Kill a certain replica, as `kill` does."""
@@ -284,6 +291,7 @@ class InProcessService:
                     settings,
                     self._url,
                     self._seal,
+                    self.answers,
                     self._deployments["Tokenizer"].handle(life),
                     tokens.info.context_length,
                 )
@@ -293,6 +301,7 @@ class InProcessService:
                     settings,
                     self._url,
                     self._seal,
+                    self.answers,
                     self.keys,
                     tokens.info,
                     tokens.table,

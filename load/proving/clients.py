@@ -40,6 +40,8 @@ class Clients(Conversing, Reading):
         place = turn.conversation
         late = place is not None and place.deleted_at is not None
         settled = turn.settled and not turn.may_be_gone
+        other = turn.follows or turn.replaces
+        lost = other is not None and other.may_be_nowhere
         turn.sends += 1
         turn.in_flight += 1
         try:
@@ -56,40 +58,53 @@ class Clients(Conversing, Reading):
                     "what is deleted stays away", not late, f"{turn.name} was taken by {place}"
                 )
                 return await self.follow(turn, exchange, leave_after, by_id=by_id)
-            body = await exchange.whole()
+            try:
+                body = await exchange.whole()
+            except ConnectionLost:
+                turn.cut()
+                return "cut"
             code = code_of(body)
-            self.foreseen(
-                code in AGAIN
-                or (not settled and self._may_refuse(turn, code))
-                or (turn.may_be_gone and exchange.status in {404, 409}),
-                turn.name,
-                exchange.status,
-                body,
-            )
+            kept = code in AGAIN or self._may_refuse(turn, code, settled=settled, lost=lost)
+            self.foreseen(kept, turn.name, exchange.status, body)
             turn.refused(code)
             return code
         finally:
             turn.in_flight -= 1
 
-    def _may_refuse(self, turn: Turn, code: str) -> bool:
-        """Say whether a turn that has not ended yet may be answered with an error."""
+    def _may_refuse(self, turn: Turn, code: str, *, settled: bool, lost: bool) -> bool:
+        """Say whether a turn may be answered with an error.
+
+        Args:
+            turn: what was sent.
+            code: the error's.
+            settled: whether it had ended, and nobody had it forgotten, when it was sent.
+            lost: whether what it continues or replaces need not have been there then.
+        """
         other = turn.follows or turn.replaces
         match code:
-            case "conversation_busy":
-                return turn.conversation is not None
-            case "response_cancelled":
-                return turn.cancel_asked or turn.interruptible
             case "idempotency_in_flight":
+                # What made it may still be at that when its end is known from elsewhere.
                 return turn.key is not None
+            case "idempotency_key_reused":
+                # The key went with the conversation, and something else came under it.
+                return turn.may_be_gone and turn.contested
+            case "conversation_not_found":
+                return turn.may_be_gone
+            case "conversation_busy":
+                return not settled and turn.conversation is not None
+            case "response_cancelled":
+                return not settled and (turn.cancel_asked or turn.interruptible)
             case "response_unfinished":
-                return other is not None and other.outcome != "stored"
+                return not settled and other is not None and other.outcome != "stored"
             case "response_not_found":
-                return other is not None and other.may_be_gone
+                absent = lost or (other is not None and other.may_be_nowhere)
+                return turn.may_be_gone or (not settled and absent)
         return False
 
     async def other_body(self, turn: Turn) -> str:
         """Send something else under a turn's key."""
-        settled = turn.settled and not turn.may_be_gone
+        settled = turn.settled
+        turn.contested = True
         try:
             status, body, _ = await self.ask(
                 turn.tenant,
@@ -103,7 +118,10 @@ class Clients(Conversing, Reading):
         if settled:
             self.history.check(
                 "none is there twice under one key",
-                status == 422 or code_of(body) in AGAIN,
+                status == 422
+                or code_of(body) in AGAIN
+                # A conversation takes the keys that led to it with it.
+                or (turn.may_be_gone and status in {404, 409}),
                 f"{turn.name}: another body was answered {status} {body[:300]!r}",
             )
         return str(status)
@@ -114,16 +132,14 @@ class Clients(Conversing, Reading):
             return "unknown"
         turn.cancel_asked = True
         path = f"/v1/responses/{turn.response}/cancel"
-        settled = turn.settled
+        nowhere = turn.may_be_nowhere
         try:
             status, body, _ = await self.ask(turn.tenant, "POST", path)
         except ConnectionLost:
             return "cut"
         if status == 200:
             return self.told(turn, orjson.loads(body))
-        gone = status == 404 and (
-            turn.may_be_gone or turn.outcome == "refused" or (turn.sends > 1 and not settled)
-        )
+        gone = status == 404 and (nowhere or turn.may_be_nowhere)
         self.foreseen(gone or code_of(body) in AGAIN, f"POST {path}", status, body)
         return code_of(body)
 

@@ -62,6 +62,7 @@ class History:
         operations: how often each kind was done.
         outcomes: how often each kind ended how.
         kills: how often what was killed.
+        lost_answers: how often an answer of Redis was lost, by what it was to.
         checks: how often each promise was looked at.
         violations: what was broken.
     """
@@ -70,6 +71,7 @@ class History:
         self.operations: Counter[str] = Counter()
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.kills: Counter[str] = Counter()
+        self.lost_answers: Counter[str] = Counter()
         self.checks: Counter[Promise] = Counter()
         self.violations: list[Violation] = []
         self._lines: deque[str] = deque(maxlen=_MOST_LINES)
@@ -107,5 +109,6 @@ class History:
         self.operations += other.operations
         self.outcomes += other.outcomes
         self.kills += other.kills
+        self.lost_answers += other.lost_answers
         self.checks += other.checks
         self.violations += other.violations

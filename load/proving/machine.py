@@ -18,9 +18,18 @@ from load.in_process.service import KINDS, Kind
 from load.proving.history import History
 from load.proving.run import Run, Setup
 from load.proving.turns import Conversation, Tenant, Turn
+from serve_app.state.connection import Operation
 
 __all__ = ["Machine"]
 
+_WRITES: tuple[Operation, ...] = (
+    "begin",
+    "commit",
+    "conversation",
+    "idempotency",
+    "journal",
+    "response",
+)
 _LEFT = 2  # conversations that nobody deletes, so that there is always one to talk in
 
 _pick = st.integers(0, 31)
@@ -207,6 +216,15 @@ class Machine(RuleBasedStateMachine):
     def kill_at(self, victim: str, moment: Moment) -> None:
         """Kill when the next turn is begun or committed, right before or behind it."""
         self.run.kill_at(victim, moment)
+
+    @precondition(lambda self: self.setup.kills)
+    @rule(
+        victim=st.sampled_from(["connection", "replica", "Redis"]),
+        operation=st.sampled_from(_WRITES),
+    )
+    def lose_answer(self, victim: str, operation: Operation) -> None:
+        """Lose Redis' answer to the next script of a kind, which it has carried out."""
+        self.run.lose_answer(victim, operation)
 
     @precondition(lambda self: self.setup.kills)
     @rule(back_after_s=st.sampled_from([0.0, 0.2, 1.3]))

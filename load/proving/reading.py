@@ -12,7 +12,7 @@ import orjson
 from load.in_process.exchange import ConnectionLost, Exchange
 from load.proving.requests import AGAIN, PATIENCE_S, PAUSE_S, Requests, code_of
 from load.proving.telling import Telling
-from load.proving.turns import ENDED, Tenant, Turn
+from load.proving.turns import ENDED, Turn
 
 __all__ = ["Reading"]
 
@@ -34,20 +34,24 @@ class Reading(Requests):
             return self.told(turn, orjson.loads(body))
         telling = Telling(self.history, turn.name)
         with contextlib.suppress(ConnectionLost):
-            await self._read(turn.tenant, exchange, telling, leave_after)
-        if telling.response is None:
+            await self._read(turn, exchange, telling, leave_after)
+        if not telling.stored and telling.last is None:
             turn.cut()
             return "cut"
-        turn.response = turn.response or telling.response
-        return await self._read_on(turn, telling, by_id=by_id)
+        outcome = await self._read_on(turn, telling, by_id=by_id)
+        if telling.last is None:
+            turn.cut()
+        return outcome
 
     async def _read(
-        self, tenant: Tenant, exchange: Exchange, telling: Telling, leave_after: int | None = None
+        self, turn: Turn, exchange: Exchange, telling: Telling, leave_after: int | None = None
     ) -> None:
         telling.connect()
         async for piece in exchange.pieces():
-            self.sees_only_its_own(tenant, piece, "a stream")
+            self.sees_only_its_own(turn.tenant, piece, "a stream")
             telling.take(piece)
+            if telling.stored:
+                turn.response = turn.response or telling.response
             if leave_after is not None and len(telling.events) >= leave_after:
                 exchange.leave()
                 return
@@ -76,6 +80,7 @@ class Reading(Requests):
     async def _reconnect(self, turn: Turn, telling: Telling, *, by_id: bool) -> str | None:
         """Read on for one connection; return why there can be no other."""
         path = f"/v1/responses/{turn.response}?stream=true"
+        nowhere = turn.may_be_nowhere
         headers = {}
         if telling.next_number:
             behind = str(telling.next_number - 1)
@@ -86,7 +91,7 @@ class Reading(Requests):
         try:
             exchange = await self.begin(turn.tenant, "GET", path, headers=headers)
             if exchange.status == 200:
-                await self._read(turn.tenant, exchange, telling)
+                await self._read(turn, exchange, telling)
                 if telling.error is None:
                     return None
                 code, body = telling.error, b""
@@ -97,10 +102,9 @@ class Reading(Requests):
             await asyncio.sleep(PAUSE_S)
             return None
         if code == "response_not_found":
-            again = turn.sends > 1 and not turn.settled  # another try may have left nothing
             self.history.check(
                 "no acknowledged turn is lost",
-                turn.may_be_gone or turn.outcome == "refused" or again,
+                nowhere or turn.may_be_nowhere,
                 f"{turn.name} is not found any more",
             )
             return code
@@ -118,7 +122,7 @@ class Reading(Requests):
         )
         if response["status"] not in ENDED:
             if not turn.settled:
-                turn.outcome, turn.final = "unknown", None
+                turn.outcome, turn.final, turn.under_way = "unknown", None, True
             return str(response["status"])
         if turn.may_be_gone and turn.settled:
             return "stored, and asked to be deleted"
@@ -153,7 +157,7 @@ class Reading(Requests):
         if turn.response is None:
             return "unknown"
         late = turn.gone_since is not None
-        settled = turn.settled
+        nowhere = turn.may_be_nowhere
         path = f"/v1/responses/{turn.response}"
         try:
             status, body, _ = await self.ask(turn.tenant, "GET", path)
@@ -162,9 +166,12 @@ class Reading(Requests):
         if status == 200:
             response = orjson.loads(body)
             self.history.check("what is deleted stays away", not late, f"{turn.name} can be read")
+            self.history.check(
+                "every resumed stream equals the original",
+                turn.final is None or turn.final["store"],
+                f"{turn.name} was told to be kept nowhere, and can be read",
+            )
             return self.told(turn, response)
-        gone = status == 404 and (
-            turn.may_be_gone or (turn.outcome == "refused") or (turn.sends > 1 and not settled)
-        )
+        gone = status == 404 and (nowhere or turn.may_be_nowhere)
         self.foreseen(gone or code_of(body) in AGAIN, f"GET {path}", status, body)
         return code_of(body)

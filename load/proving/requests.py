@@ -117,22 +117,24 @@ class Requests:
         *,
         keyed: bool,
     ) -> tuple[int, bytes, dict[str, str]]:
-        """Send a request, and with a key send it again while nobody knows what came of it."""
+        """Send a request, and with a key send it again while nobody knows what came of it.
+
+        Raises:
+            ConnectionLost: there is no answer, and no key, or none comes.
+        """
         give_up = time.monotonic() + PATIENCE_S
         while True:
+            late = not keyed or time.monotonic() > give_up
             try:
                 status, answer, got = await self.ask(
                     tenant, method, path, headers=headers, body=body
                 )
             except ConnectionLost:
-                if not keyed:
+                if late:
                     raise
             else:
-                in_flight = status == 409 and code_of(answer) == "idempotency_in_flight"
-                if not keyed or not (in_flight or code_of(answer) in AGAIN):
+                if late or code_of(answer) not in AGAIN | {"idempotency_in_flight"}:
                     return status, answer, got
-            if time.monotonic() > give_up:
-                return status, answer, got
             await asyncio.sleep(PAUSE_S)
 
 

@@ -23,6 +23,7 @@ from load.proving.requests import PATIENCE_S
 from load.proving.turns import Conversation, Tenant, Turn
 from load.proving.verdict import Verdict
 from serve_app.settings import Settings
+from serve_app.state.connection import Operation
 
 __all__ = ["Broken", "Run", "Setup"]
 
@@ -150,6 +151,25 @@ class Run:
 
         self.service.deployment("Dialogue").doom(moment, strike)
 
+    def lose_answer(self, victim: str, operation: Operation) -> None:
+        """Have the next answer of Redis to a script lost, though it has carried out the script.
+
+        Args:
+            victim: with whom: `replica` (which waits for it), `Redis`, or nobody but the `connection`.
+            operation: what the script is for.
+        """
+
+        def strike(asking: Life) -> None:
+            self.history.note(f"lose the answer to {operation}, and {victim}")
+            match victim:
+                case "Redis":
+                    self.service.kill_redis()
+                case "replica":
+                    self.service.strike(self.service.kind_of(asking), asking)
+            self.history.lost_answers[operation] += 1
+
+        self.service.answers.doom(operation, strike)
+
     def judge(self) -> None:
         """Come to rest, and come to the verdict.
 
@@ -157,7 +177,12 @@ class Run:
             Broken: a promise was broken.
         """
         self.settle()
-        self.wait_for(Verdict(self.clients, self._oracle).find())
+        try:
+            self.wait_for(Verdict(self.clients, self._oracle).find())
+        except Exception as error:  # noqa: BLE001  (a service that can't be looked at keeps no promise)
+            self.history.check(
+                "no acknowledged turn is lost", kept=False, what=f"nobody can tell: {error!r}"
+            )
         self.history.kills.update(self.service.killed)
         if self.history.violations:
             told = "\n".join(f"{one.promise}: {one.what}" for one in self.history.violations)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from load.in_process.life import Life
+from load.in_process.lost_answers import LostAnswers
 from load.in_process.replicas import MortalPool
 from load.in_process.service import InProcessService
 from serve_app.state.archive import Archive, Scope
@@ -68,7 +69,7 @@ class Place:
 
 async def stored_of(service: InProcessService, tenant: str) -> dict[str, Place]:
     """Return all that is stored of a tenant, by conversation."""
-    pool = MortalPool(service.url, service.settings, Life("archive"))
+    pool = MortalPool(service.url, service.settings, Life("archive"), LostAnswers())
     archive = Archive(pool, key_prefix=service.settings.redis.key_prefix, seal=service.seal)
     places: dict[str, Place] = {}
     try:

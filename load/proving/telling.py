@@ -31,6 +31,7 @@ class Telling:
         events: the encoded events by their numbers, the last one left out.
         last: the last event, once it has come.
         response: id of the response, once it is known.
+        stored: whether the response is kept, likewise.
         error: code of the error that ended a connection and not the response, or None.
     """
 
@@ -41,6 +42,7 @@ class Telling:
         self.events: dict[int, bytes] = {}
         self.last: bytes | None = None
         self.response: str | None = None
+        self.stored = False
         self.error: str | None = None
 
     @property
@@ -87,7 +89,7 @@ class Telling:
             self.error = body["code"]
             return
         if self.response is None and "response" in body:
-            self.response = body["response"]["id"]
+            self.response, self.stored = body["response"]["id"], body["response"]["store"]
         if kind in LAST_EVENTS:
             self.last = event
             # Whoever heard more from a replica that died than its journal did is told the end too.

@@ -94,12 +94,14 @@ class Turn:
         sent_at: when first.
         response: id of its response, once known.
         outcome: what is known of it.
+        under_way: whether a client was told last that it is being made.
         final: the response as it ended, once a client was told.
         told_at: when.
         tellings: what streams have told of it.
         cancel_asked: whether anybody has sent a request to cancel it.
         delete_asked: whether anybody has sent a request to delete its response.
         deleted_at: when that was answered with yes.
+        contested: whether anybody has sent something else under its key.
         in_flight: requests that carry it.
         loose_ends: requests of which nobody knows what became.
     """
@@ -119,12 +121,14 @@ class Turn:
     sent_at: float = 0.0
     response: str | None = None
     outcome: Outcome = "unknown"
+    under_way: bool = False
     final: dict[str, Any] | None = None
     told_at: float | None = None
     tellings: list[Telling] = field(default_factory=list)
     cancel_asked: bool = False
     delete_asked: bool = False
     deleted_at: float | None = None
+    contested: bool = False
     in_flight: int = 0
     loose_ends: int = 0
 
@@ -144,6 +148,12 @@ class Turn:
         return self.delete_asked or (
             self.conversation is not None and self.conversation.delete_asked
         )
+
+    @property
+    def may_be_nowhere(self) -> bool:
+        """Whether its response need not be there: forgotten, kept nowhere, or undone by another try."""
+        undone = self.sends > 1 and not self.settled
+        return self.may_be_gone or self.outcome == "refused" or undone
 
     @property
     def gone_since(self) -> float | None:
@@ -205,6 +215,7 @@ class Turn:
             How that differs from what was told before, or None.
         """
         self.response = final["id"]
+        self.under_way = False
         if not final["store"]:
             self.outcome, self.final = "refused", final  # answered, and kept nowhere
             return None
@@ -234,7 +245,7 @@ class Turn:
         """Take note that a request which carried it got an error in place of an answer."""
         if code == "commit_unknown":
             self.cut()
-        elif code != "idempotency_in_flight" and not self.settled:
+        elif code != "idempotency_in_flight" and not (self.settled or self.under_way):
             self.outcome = "refused"
 
     def cut(self) -> None:

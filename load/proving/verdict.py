@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Iterable
+from typing import Any
 
 from load.in_process.exchange import ConnectionLost
 from load.proving.clients import Clients
@@ -55,6 +56,7 @@ class Verdict:
         for conversation in clients.conversations:
             self._conversation(conversation, places)
         await _all(self._told_again(turn) for turn in clients.turns)
+        await _all(self._sent_again(turn) for turn in clients.turns)
         await _all(self._gone(one) for one in clients.conversations if one.deleted_at is not None)
 
     async def _insist(self, turn: Turn) -> None:
@@ -79,11 +81,18 @@ class Verdict:
     async def _rest(self) -> None:
         """Wait until no replica works on anything."""
         service = self._clients.service
-        for replica in list(service.deployment("Ingress").replicas.values()):
+        ingresses = list(service.deployment("Ingress").replicas.values())
+        working = [replica.runs.drain() for replica in ingresses]  # type: ignore[attr-defined]
+        try:
             async with asyncio.timeout(PATIENCE_S):
-                await replica.runs.drain()  # type: ignore[attr-defined]
-        async with asyncio.timeout(PATIENCE_S):
-            await service.deployment("Dialogue").idle()
+                await asyncio.gather(*working)
+                await service.deployment("Dialogue").idle()
+        except TimeoutError:
+            self._history.check(
+                "every stream has one last event", kept=False, what="replicas come to no rest"
+            )
+            for task in asyncio.all_tasks():
+                self._history.note(f"at work: {_where(task)}")
 
     def _owned(self, tenant: str, places: Iterable[Place]) -> None:
         for place in places:
@@ -263,6 +272,17 @@ class Verdict:
                 f"{turn.name}: {different}",
             )
 
+    async def _sent_again(self, turn: Turn) -> None:
+        """Now that nothing is under way, a key gives what was made under it."""
+        if turn.key is None or turn.may_be_gone or not turn.settled or turn.number % 2:
+            return
+        code = await self._clients.send(turn)
+        self._history.check(
+            "none is there twice under one key",
+            code != "idempotency_in_flight",
+            f"{turn.name} is still being made, as its key tells",
+        )
+
     async def _gone(self, conversation: Conversation) -> None:
         try:
             status, body, _ = await self._clients.ask(
@@ -288,6 +308,16 @@ def _known_to(line: list[Said]) -> list[list[Said]]:
 def _behind(earlier: Turn, later: Turn, ends: dict[str, list[Said]]) -> bool:
     """Say whether one turn is on the line that ends in another."""
     return any(item.response == earlier.response for item in ends[later.response or ""])
+
+
+def _where(task: asyncio.Task[Any]) -> str:
+    """Return where a task stands, from its outermost function to what it waits in."""
+    names = []
+    work: Any = task.get_coro()
+    while work is not None and (code := getattr(work, "cr_code", None)) is not None:
+        names.append(f"{code.co_qualname}:{work.cr_frame.f_lineno if work.cr_frame else 0}")
+        work = work.cr_await
+    return " > ".join(names)
 
 
 async def _all(works: Iterable[Awaitable[None]]) -> None:

@@ -28,9 +28,10 @@ from serve_app.ingress.replies import Generation
 from serve_app.ingress.services import Services, random_seed
 from serve_app.messages.dialogue import CommitTurn, Item, PlanTurn, TurnPlan
 from serve_app.messages.generation import FinishReason, GenerateRequest
+from serve_app.state.keyspace import new_response_id
 from serve_app.state.records import Record
 from serve_app.state.turns import TurnBegin, cancelled, lost
-from serve_app.telemetry.origin import current, detached
+from serve_app.telemetry.origin import current, detached, named
 from serve_app.telemetry.outcomes import count_error
 from serve_app.telemetry.tracing import takes_text
 
@@ -82,9 +83,6 @@ class ResponseRun:
         self._settling = False
         self._waiters: set[asyncio.Future[None]] = set()
         self._accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._input = new_items(
-            asked.request.to_messages(), created=asked.created, response=asked.response
-        )
         self._set_stored(asked)
         # A context of its own: Serve cancels what was called on behalf of a request whose client has
         # left, and this goes on.
@@ -170,6 +168,9 @@ class ResponseRun:
 
     def _set_stored(self, asked: Asked) -> None:
         request = asked.request
+        self._input = new_items(
+            request.to_messages(), created=asked.created, response=asked.response
+        )
         self._object = ResponseObject.new(
             request,
             response=asked.response,
@@ -312,8 +313,7 @@ class ResponseRun:
         except StateUnavailable:
             if not self._may_go_unstored():
                 raise
-            self.asked = replace(asked, stored=False, place=None)
-            self._set_stored(self.asked)
+            self._go_unstored()
             return await self._plan_for(replace(turn, conversation=None, begin=None))
         if turn.begin is not None and not self._begun:
             self._begun = True
@@ -357,6 +357,13 @@ class ResponseRun:
         other = request.conversation or request.previous_response_id or request.replaces
         chosen = request.store or request.background or self.asked.claim
         return not (other or chosen or self._begun)
+
+    def _go_unstored(self) -> None:
+        """Answer without Redis, under a new id: it may have the beginning of the other one all the same."""
+        self.asked = replace(self.asked, response=new_response_id(), stored=False, place=None)
+        self.account.request = self.response
+        named(request=self.response)
+        self._set_stored(self.asked)
 
     @property
     def _owner(self) -> str:

@@ -138,10 +138,10 @@ class ClusterHome:
                 return float(numbers[name])
         return math.nan
 
-    def client(self) -> openai.OpenAI:
+    def client(self, api_key: str = "none") -> openai.OpenAI:
         """Return the official client, which tries nothing twice."""
         return openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=START_S
+            base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=START_S
         )
 
     def model(self) -> str:

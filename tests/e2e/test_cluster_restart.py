@@ -143,6 +143,47 @@ async def test_without_its_watcher_the_service_goes_on_and_down_ends_it(home: Cl
     home.assert_nothing_runs(run_id)
 
 
+def test_what_a_tenant_keeps_is_not_there_for_another(home: ClusterHome) -> None:
+    home.up()
+    model = home.model()
+    keys = [
+        home.run("key", "create", tenant, "--tenant", tenant).stdout.strip()
+        for tenant in ("acme", "bolt")
+    ]
+    with home.client(keys[0]) as acme, home.client(keys[1]) as bolt, home.client() as nobody:
+        conversation = acme.conversations.create().id
+        response = acme.responses.create(
+            model=model, conversation=conversation, input="A secret", max_output_tokens=4
+        ).id
+
+        def go_on(client: openai.OpenAI, **place: str) -> object:
+            return client.responses.create(
+                model=model, input="And?", max_output_tokens=4, extra_body=place
+            )
+
+        ways: list[Callable[[openai.OpenAI], object]] = [
+            lambda client: client.responses.retrieve(response),
+            lambda client: client.responses.retrieve(response, stream=True),
+            lambda client: client.responses.cancel(response),
+            lambda client: client.responses.delete(response),
+            lambda client: client.responses.input_items.list(response),
+            lambda client: go_on(client, previous_response_id=response),
+            lambda client: go_on(client, replaces=response),
+            lambda client: go_on(client, conversation=conversation),
+            lambda client: client.conversations.retrieve(conversation),
+            lambda client: client.conversations.items.list(conversation),
+            lambda client: client.conversations.delete(conversation),
+        ]
+        for reach in ways:
+            with pytest.raises(openai.NotFoundError):
+                reach(bolt)
+            with pytest.raises(openai.AuthenticationError):
+                reach(nobody)
+        assert acme.responses.retrieve(response).id == response
+        assert len(acme.conversations.items.list(conversation).data) == 2
+    assert home.run("down").returncode == 0
+
+
 async def moves(talk: Talk) -> float:
     """Return how many streams have gone from one generator to another."""
     lines = (await talk.client.get("/metrics")).text.splitlines()

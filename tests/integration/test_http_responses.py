@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,14 @@ def elsewhere(other: Service) -> Iterator[openai.OpenAI]:
 def ask(client: openai.OpenAI, text: str = "Hello", **given: Any) -> Any:
     options: dict[str, Any] = {"max_output_tokens": 12, "temperature": 0} | given
     return client.responses.create(model=MODEL, input=text, **options)
+
+
+def is_known(client: openai.OpenAI, response: str) -> bool:
+    try:
+        client.responses.retrieve(response)
+    except openai.NotFoundError:
+        return False
+    return True
 
 
 def plain(event: Any) -> dict[str, Any]:
@@ -367,6 +376,33 @@ def test_a_response_is_made_once_under_an_idempotency_key(
     events += [plain(event) for event in stream]
     replayed = ask(elsewhere, stream=True, max_output_tokens=60, extra_headers=key)
     assert [plain(event) for event in replayed] == events
+
+
+def test_the_stream_of_a_turn_that_ends_without_a_word_says_so(
+    client: openai.OpenAI, elsewhere: openai.OpenAI, running: Service
+) -> None:
+    conversation = client.conversations.create().id
+    slow = ask(client, "First", conversation=conversation, stream=True, max_output_tokens=450)
+    first = next(slow).response.id
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(ask, client, "Second", conversation=conversation, stream=True)
+        wait_until(lambda: len(running.runs._running) == 2, "the second turn")
+        (response,) = running.runs._running.keys() - {first}
+        wait_until(lambda: is_known(client, response), "the second turn's beginning")
+        streams = [
+            reader.responses.retrieve(response, stream=True) for reader in (client, elsewhere)
+        ]
+        with pytest.raises(openai.NotFoundError):
+            client.responses.cancel(response)  # it leaves nothing
+        for stream in streams:
+            assert [(event.type, event.code) for event in stream] == [
+                ("error", "response_not_found")
+            ]
+        with pytest.raises(openai.ConflictError) as caught:
+            waiting.result()
+    assert caught.value.code == "response_cancelled"
+    client.responses.cancel(first)
+    running.wait_until_idle()
 
 
 def test_everything_that_changes_state_happens_once_under_an_idempotency_key(

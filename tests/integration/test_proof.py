@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from load.proving import run
 from load.proving.history import History, Promise
 from load.proving.machine import Machine
 from load.proving.run import Broken, Setup
@@ -25,6 +26,7 @@ from serve_app.ingress.routes import responses
 from serve_app.ingress.streams import TokenStream
 from serve_app.messages.generation import GenerateRequest
 from serve_app.state import conversations, turns
+from serve_app.state.connection import Operation
 from serve_app.state.turns import TurnStore
 
 KILLED = ("Generator", "Ingress", "Dialogue", "Redis")
@@ -89,6 +91,55 @@ def test_a_run_by_hand_breaks_nothing() -> None:
         assert _said(machine).outcome == "stored"
         machine.same_key_at_once(place=0, way="plain", tokens=6)
         machine.run.settle()
+        machine.run.judge()
+
+
+@pytest.mark.parametrize("victim", ["connection", "replica", "Redis"])
+@pytest.mark.parametrize("operation", ["idempotency", "begin", "commit"])
+def test_a_turn_stands_once_when_redis_answer_is_lost(victim: str, operation: Operation) -> None:
+    with _run() as machine:
+        machine.run.lose_answer(victim, operation)
+        turn = _said(machine, tokens=40)
+        for _ in range(3):
+            machine.repeat(which=0)
+            machine.run.settle()
+        machine.run.judge()
+        assert machine.run.history.lost_answers[operation] == 1
+        assert turn.outcome == "stored" or machine.run.service.killed["Ingress"]
+
+
+def test_whoever_cancels_and_whoever_reads_are_told_the_same_when_redis_answer_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run, "_STEP_S", 0.05)  # else it has ended before it is cancelled
+    with _run() as machine:
+        for through in range(3):  # the ingress replica that makes it, and the others
+            machine.say(place=0, way="stream", tokens=40, busy=None, keyed=True)
+            turn = machine.run.clients.turns[-1]
+            while turn.response is None:
+                machine.wait(seconds=0.01)
+            machine.run.lose_answer("connection", "response")
+            machine.run.clients._through += through
+            machine.cancel(which=0)
+            machine.run.settle()
+            assert turn.outcome == "cancelled"
+        machine.run.judge()
+        assert machine.run.history.lost_answers["response"] == 3
+
+
+def test_what_is_answered_without_redis_is_not_there_when_it_had_begun_the_turn() -> None:
+    with _run() as machine:
+        service = machine.run.service
+        service.answers.doom("begin", lambda _: service.kill_redis(back_after_s=1.3))
+        machine.say_alone(tenant=0, way="stream", tokens=6, keyed=False)
+        machine.run.settle()
+        turn = machine.run.clients.turns[-1]
+        assert turn.final is not None
+        assert (turn.final["status"], turn.final["store"]) == ("incomplete", False)
+        machine.run.wait_for(service.whole())
+        machine.read(which=0)
+        machine.run.settle()
+        assert machine.run.history.outcomes["read a response", "response_not_found"] == 1
         machine.run.judge()
 
 

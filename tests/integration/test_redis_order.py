@@ -148,6 +148,50 @@ async def test_a_look_at_the_queue_that_comes_behind_the_turns_end_begins_nothin
     assert not (await stores.begin(other)).waits
 
 
+@pytest.mark.parametrize("place", ["follows", "replaces"])
+async def test_a_turn_that_waited_for_what_is_gone_can_be_told_to_have_failed(
+    stores: Stores, place: str
+) -> None:
+    first, running, waiting = (stores.new_response() for _ in range(3))
+    await stores.commit(first, "1", await stores.begin(first))
+    begun = await stores.begin(running)
+    assert (await stores.begin(waiting, **{place: first})).waits == 1
+    await stores.responses.delete("acme", first)
+    await stores.commit(running, "2", begun)
+    with pytest.raises(ResponseNotFound, match=first):
+        await stores.begin(waiting, again=True, **{place: first})
+    ended = {"response": {"status": "failed"}}
+    assert await stores.responses.conclude("acme", waiting, "me", ended)
+    record = await stores.responses.get("acme", waiting)
+    assert record["response"] == ended["response"]
+    # It is out of the others' way then.
+    assert not (await stores.begin(stores.new_response())).waits
+
+
+@pytest.mark.parametrize("place", ["follows", "replaces"])
+async def test_a_turn_that_is_refused_at_once_leaves_nothing(stores: Stores, place: str) -> None:
+    first, refused = stores.new_response(), stores.new_response()
+    with pytest.raises(ResponseNotFound, match=first):
+        await stores.begin(refused, **{place: first})
+    with pytest.raises(ResponseNotFound, match=refused):
+        await stores.responses.get("acme", refused)
+    assert not (await stores.begin(stores.new_response())).waits
+
+
+async def test_a_commit_that_is_sent_again_behind_the_responses_deletion_was_carried_out(
+    stores: Stores,
+) -> None:
+    response = stores.new_response()
+    begun = await stores.begin(response)
+    assert await stores.commit(response, "1", begun)
+    await stores.responses.delete("acme", response)
+    # The answer to the first was lost. A client that is told of an error would say it once more.
+    assert not await stores.commit(response, "1", begun)
+    assert await stores.contents() == ["ask 1", "tell 1"]
+    with pytest.raises(ResponseNotFound):
+        await stores.responses.get("acme", response)
+
+
 async def test_a_turn_whose_response_was_deleted_is_not_made_again(stores: Stores) -> None:
     response = stores.new_response()
     await stores.commit(response, "1", await stores.begin(response))
@@ -180,3 +224,28 @@ async def test_a_turn_whose_response_was_deleted_before_its_end_can_be_made_agai
         await stores.commit(response, "1", begun)
     await stores.commit(response, "1", await stores.begin(response))
     assert await stores.contents() == ["ask 1", "tell 1"]
+
+
+async def test_an_end_that_is_stored_twice_since_its_answer_was_lost_was_stored(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    response = stores.new_response()
+    await stores.begin(response)
+    commands: list[tuple[Any, ...]] = []
+    command = ConversationScripts.command
+
+    def noted(self: ConversationScripts, *given: Any) -> tuple[Any, ...]:
+        commands.append(command(self, *given))
+        return commands[-1]
+
+    ended = {"response": {"status": "cancelled"}}
+    with monkeypatch.context() as patch:
+        patch.setattr(ConversationScripts, "command", noted)
+        assert await stores.responses.conclude("acme", response, "me", ended)
+    monkeypatch.setattr(ConversationScripts, "command", lambda *_: commands[-1])
+    assert await stores.responses.conclude("acme", response, "me", ended)
+    monkeypatch.undo()
+    # Another end is not.
+    assert not await stores.responses.conclude("acme", response, "me", {"response": {}})
+    record = await stores.responses.get("acme", response)
+    assert record["response"] == ended["response"]

@@ -118,7 +118,7 @@ def response_routes(services: Services, runs: Runs) -> APIRouter:
             request.query_params.multi_items(), request.headers.get("last-event-id")
         )
         behind = 0 if query.starting_after is None else query.starting_after + 1
-        run = runs.find(tenant, response)
+        run = runs.told_here(tenant, response)
         if run is not None:
             if query.stream:
                 return EventStream(

@@ -68,8 +68,11 @@ elseif kind ~= 'new' then
   local base_of = redis.call('HGET', turns, other .. ':base')
   local last_of = redis.call('HGET', turns, other .. ':last')
   if not last_of then
-    release(response)
-    redis.call('HDEL', responses, response)
+    -- A turn that waited was told of: its owner stores how it ended, and must find it there.
+    if ARGV[15] == '' then
+      release(response)
+      redis.call('HDEL', responses, response)
+    end
     if redis.call('HEXISTS', responses, other) == 1 then return {'unfinished'} end
     return {'unknown'}
   end
@@ -110,7 +113,12 @@ COMMIT = step("""
 local response = ARGV[3]
 if redis.call('EXISTS', meta) == 0 then return 'missing' end
 -- A write even then, so that whoever waits for replicas waits for what was committed before.
-if redis.call('ZSCORE', ended, response) then touch() return 'repeated' end
+-- One that was deleted since is stored too: what it said stayed.
+if redis.call('ZSCORE', ended, response)
+    or redis.call('HEXISTS', turns, response .. ':gone') == 1 then
+  touch()
+  return 'repeated'
+end
 if ARGV[4] ~= '' and redis.call('HGET', runs, response .. ':owner') ~= ARGV[4] then
   return 'lost'
 end
@@ -136,9 +144,12 @@ touch()
 return 'stored'
 """)
 
-# ARGV: ttl, response, owner, the response as it failed.
+# ARGV: ttl, response, owner, the response as it failed. Where that is stored already, this is sent again
+# since its answer was lost.
 CONCLUDE = step("""
-if redis.call('HGET', runs, ARGV[2] .. ':owner') ~= ARGV[3] then return 'lost' end
+if redis.call('HGET', runs, ARGV[2] .. ':owner') ~= ARGV[3] then
+  return redis.call('HGET', responses, ARGV[2]) == ARGV[4] and 'stored' or 'lost'
+end
 if redis.call('HEXISTS', responses, ARGV[2]) == 1 then
   redis.call('HSET', responses, ARGV[2], ARGV[4])
 end
