@@ -203,12 +203,13 @@ def test_more_requests_than_places_are_told_when_to_come_back(
         wait_until(lambda: http.post(CHAT, json=body()).status_code == 200, "a free place")
 
 
-def await_token(answer: httpx.Response) -> None:
-    """Read a stream to the first piece of its text."""
+def spoken(answer: httpx.Response) -> Iterator[str]:
+    """Yield a chat's pieces of text; httpx closes a response when nobody holds its iterator any more."""
     for line in answer.iter_lines():
-        if line.startswith("data: ") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
-            return
-    pytest.fail("the stream has no text")
+        if line.startswith("data: {"):
+            text = json.loads(line[6:])["choices"][0]["delta"].get("content")
+            if text:
+                yield text
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses"])
@@ -218,7 +219,7 @@ def test_what_no_generator_has_room_for_is_refused_before_anything_is_done_for_i
     settings = settings_with(generator={"slots": 1, "max_queued": 1})
     with (
         service(
-            bundled_tokenizer, tmp_path, settings=settings, backends=[simulated(step_s=0.01)]
+            bundled_tokenizer, tmp_path, settings=settings, backends=[simulated(step_s=0.1)]
         ) as running,
         running.http() as http,
     ):
@@ -226,7 +227,8 @@ def test_what_no_generator_has_room_for_is_refused_before_anything_is_done_for_i
         http.headers["authorization"] = f"Bearer {key}"
         long = body(max_tokens=400, stream=True)
         with http.stream("POST", CHAT, json=long) as first:
-            await_token(first)  # by then the generator has told how full it is
+            words = spoken(first)
+            next(words)  # by then the generator has told how full it is
             with http.stream("POST", CHAT, json=long):
                 wait_until(lambda: running.streams == 2)
                 seen, asked = len(running.like_serve.seen), len(running.generators.requests)
@@ -253,14 +255,15 @@ def test_a_request_that_is_let_in_has_its_place_while_it_is_planned(
     settings = settings_with(generator={"slots": 1, "max_queued": 1})
     with (
         service(
-            bundled_tokenizer, tmp_path, settings=settings, backends=[simulated(step_s=0.01)]
+            bundled_tokenizer, tmp_path, settings=settings, backends=[simulated(step_s=0.1)]
         ) as running,
         running.http() as http,
         ThreadPoolExecutor() as pool,
     ):
         planning, go_on = threading.Event(), threading.Event()
         with http.stream("POST", CHAT, json=body(max_tokens=400, stream=True)) as first:
-            await_token(first)
+            words = spoken(first)
+            next(words)
             plan = running.dialogue.plan
 
             async def held(turn: PlanTurn) -> TurnPlan:
