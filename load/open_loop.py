@@ -18,6 +18,7 @@ from load.dialects import Mode
 from load.http_client import Address, HttpClient
 from load.measurements import Percentiles
 from load.prompts import PromptShape, SyntheticPrompts, count_with
+from load.punctual import punctual
 from load.report import console, write_json
 from serve_app.errors import ConfigError
 from serve_app.messages.tokenization import Message
@@ -162,7 +163,7 @@ async def measure_rate(
     ttft_s: float | None,
     seed: int,
 ) -> OpenLevel:
-    """Send requests at a rate, and add up what came of them.
+    """Send requests at a rate, ahead of all else on this machine, and add up what came of them.
 
     Args:
         target: who is asked.
@@ -175,7 +176,8 @@ async def measure_rate(
     """
     times = poisson(rate, seconds, seed=seed)
     said = await prompts.take(len(times))
-    began, arrivals = await send_all(target, said, times, output_tokens=output_tokens)
+    with punctual():
+        began, arrivals = await send_all(target, said, times, output_tokens=output_tokens)
     return OpenLevel.of(
         arrivals,
         rate=rate,

@@ -31,6 +31,8 @@ _FACTORS = (0.5, 1.0, 2.0, 3.0)
 _GOODPUT_SHARE = 0.9
 _REFUSAL_MS = 100.0
 _MEMORY_SHARE, _MEMORY_LEAST = 0.05, 32 << 20
+# A client that is later than this measures itself.
+_LATE_MS = 20.0
 
 
 @app.command()
@@ -121,6 +123,7 @@ def judge(levels: list[OpenLevel], memory: list[float]) -> list[Verdict]:
     last, best = levels[-1], max(level.goodput for level in levels)
     share = last.goodput / best if best else 0.0
     refusal = last.refusal_ms.p99 if last.refusal_ms else None
+    late = last.late_ms.p99 if last.late_ms else None
     before, after = memory[-2:]
     allowed = max(_MEMORY_SHARE * before, _MEMORY_LEAST)
     failed = sum(sum(level.errors.values()) for level in levels)
@@ -147,6 +150,11 @@ def judge(levels: list[OpenLevel], memory: list[float]) -> list[Verdict]:
             after - before <= allowed,
         ),
         Verdict("nothing fails but by refusal", f"{failed} failed", failed == 0),
+        Verdict(
+            f"this client sends less than {_LATE_MS:.0f} ms late, p99",
+            "nothing was sent" if late is None else f"{late:.1f} ms",
+            late is not None and late < _LATE_MS,
+        ),
         Verdict("prompts have the tokens asked for", f"{odd} have not", odd == 0),
     ]
 

@@ -43,6 +43,7 @@ from serve_app.generation.stream_spans import StreamSpans
 from serve_app.ingress.accounts import Accounts
 from serve_app.ingress.application import build_application
 from serve_app.ingress.detokenizer import TokenTable
+from serve_app.ingress.early_refusal import EarlyRefusal
 from serve_app.ingress.edge import EdgeMiddleware
 from serve_app.ingress.generator_client import GeneratorClient
 from serve_app.ingress.models import Models, ModelService
@@ -362,6 +363,7 @@ class Service:
             self.generators,
             silence_s=settings.ingress.generator_silence_s,
             max_moves=settings.ingress.max_moves,
+            replicas=lambda: [replica.name for replica in self.generators.replicas],
         )
         info = TokenizerInfo(MODEL, VOCAB, wanted.max_len, (EOS,), 1_700_000_000)
         tokenizer, table = _loaded(tokenizer_folder, info)
@@ -414,7 +416,8 @@ class Service:
         self.runs = Runs(services)
         application = build_application(services, self.runs)
         self.like_serve = LikeServe(application)
-        return EdgeMiddleware(self.like_serve, settings.ingress)
+        early = EarlyRefusal(models, self.keys)
+        return EdgeMiddleware(self.like_serve, settings.ingress, early)
 
     def _model(
         self,

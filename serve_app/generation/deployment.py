@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 
 import ray
 from ray import serve
@@ -38,6 +41,9 @@ from serve_app.settings import Settings
 __all__ = ["Generator"]
 
 GAUGES_EVERY_S = 1.0
+ROOM_EVERY_S = 0.1
+"""How often frames say how full this replica is. A subscriber counts its own streams itself; it is the
+others' that it has to be told of."""
 _WARM_UP = "warm-up"
 _WARM_UP_REPLY = 4
 
@@ -95,8 +101,14 @@ class Generator:
                 self._channels.close(request.subscriber)
             raise
         if carries:
+            told_at = -math.inf
             async for frame in self._channels.frames(request.subscriber):
-                yield frame
+                now = time.monotonic()
+                if now - told_at < ROOM_EVERY_S:
+                    yield frame
+                else:
+                    told_at = now
+                    yield replace(frame, room=self._engine.room(request.subscriber))
 
     async def cancel(self, request_id: str, *, replica: str) -> None:  # noqa: ARG002  (read by the router)
         """End a stream at the next step; one that is not here, or no longer, is no error."""

@@ -23,7 +23,7 @@ from serve_app.generation.engine_core import EngineCore
 from serve_app.generation.outbox import Deliver
 from serve_app.generation.sampling import Sampler
 from serve_app.generation.sequence import Sequence
-from serve_app.messages.generation import FinishReason, GenerateRequest
+from serve_app.messages.generation import FinishReason, GenerateRequest, Room
 
 __all__ = ["Engine", "EngineConfig", "EngineStats"]
 
@@ -157,6 +157,17 @@ class Engine:
                 if sequence.request.subscriber == subscriber
             )
 
+    def room(self, subscriber: str) -> Room:
+        """Return what a subscriber is to know, so that it asks for no place that isn't there."""
+        with self._changed:
+            return Room(
+                places=self._places,
+                others=sum(
+                    sequence.request.subscriber != subscriber for sequence in self._streams.values()
+                ),
+                drain_s=self._retry_after(),
+            )
+
     def stats(self) -> EngineStats:
         """Return what the engine is doing; cheap, and exact between steps."""
         with self._changed:
@@ -272,8 +283,7 @@ class Engine:
         if self._drain_until is not None or self._crash is not None:
             msg = "This generator is stopping and takes no more requests; try again."
             raise GeneratorStopping(msg, retry_after=_RETRY_AFTER_S[0])
-        room = self.config.slots + self.config.max_queued
-        if len(self._streams) >= room and not request.moves:
+        if len(self._streams) >= self._places and not request.moves:
             retry_after = self._retry_after()
             msg = (
                 f"The queue of this generator is full ({self.config.max_queued} waiting); "
@@ -283,6 +293,10 @@ class Engine:
         if request.request_id in self._streams:
             msg = f"A request called {request.request_id} is in progress; choose another id."
             raise InvalidRequest(msg)
+
+    @property
+    def _places(self) -> int:
+        return self.config.slots + self.config.max_queued
 
     def _retry_after(self) -> float:
         """Estimate the seconds until what waits now is worked off; call it with the lock held."""

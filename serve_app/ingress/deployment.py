@@ -15,6 +15,7 @@ from serve_app.errors import ConfigError
 from serve_app.ingress.accounts import Accounts
 from serve_app.ingress.application import build_application
 from serve_app.ingress.detokenizer import TokenTable
+from serve_app.ingress.early_refusal import EarlyRefusal
 from serve_app.ingress.edge import use_limits
 from serve_app.ingress.generator_client import GeneratorClient
 from serve_app.ingress.generator_pools import GeneratorPools
@@ -77,13 +78,13 @@ class Ingress:
                 "or keep http_options.host to 127.0.0.1."
             )
             raise ConfigError(message)
-        use_limits(settings.ingress)
         models = Models(
             [
                 _model_service(model, tokenizers[model.key], generators[model.key])
                 for model in served_models(settings)
             ]
         )
+        use_limits(settings.ingress, EarlyRefusal(models, keys))
         for one in models:
             count_from_zero(one.name)
         owner = uuid.uuid4().hex
@@ -142,7 +143,7 @@ def _model_service(
             shutting_down=drain_flag(parley_home()).exists,
             admission_s=limits.admission_timeout_s,
             start_s=limits.start_timeout_s,
-            up=lambda: any(seen_pool(name) for name in remote),
+            replicas=lambda: {replica for name in remote for replica in seen_pool(name)},
         ),
         generator_stats=generators,
         pools=tuple(remote),

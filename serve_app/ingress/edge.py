@@ -1,8 +1,8 @@
 """The outermost layer of an ingress replica, in front of Serve's own handling of a request.
 
 Serve obeys some headers that a client can send, and reads a body ahead without a limit. This ASGI
-middleware runs before that: it drops those headers and reads the whole body itself, within limits
-of size and time. Serve loads it through `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`.
+middleware runs before that: it drops those headers, reads the whole body itself, within limits of size
+and time, and refuses what there is no room for. Serve loads it through `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.errors import envelope, no_replica
 from serve_app.errors import BodyTooLarge, ParleyError, RequestTimeout
+from serve_app.ingress.early_refusal import EarlyRefusal
 from serve_app.ingress.gate import NO_ROUTE, answer_with_error
 from serve_app.ingress.request_account import mark_arrival
 from serve_app.settings import IngressSettings
@@ -54,12 +55,18 @@ DRAINED_BODIES = 64
 """Of a body over the limit, as many times the limit are read and thrown away."""
 
 _limits: IngressSettings | None = None
+_early: EarlyRefusal | None = None
 
 
-def use_limits(limits: IngressSettings) -> None:
-    """Set the limits of this process; Serve gives the middleware no arguments of ours."""
-    global _limits
-    _limits = limits
+def use_limits(limits: IngressSettings, early: EarlyRefusal | None = None) -> None:
+    """Set what holds in this process; Serve gives the middleware no arguments of ours.
+
+    Args:
+        limits: of bodies.
+        early: refuses what there is no room for.
+    """
+    global _limits, _early
+    _limits, _early = limits, early
 
 
 def middlewares() -> list[Middleware]:
@@ -69,16 +76,25 @@ def middlewares() -> list[Middleware]:
     which requests go while no ingress replica is up.
     """
     if _limits is not None:
-        return [Middleware(EdgeMiddleware, limits=_limits)]
+        return [Middleware(EdgeMiddleware, limits=_limits, early=_early)]
     return [Middleware(EdgeMiddleware, limits=IngressSettings()), Middleware(NoReplicaMiddleware)]
 
 
 class EdgeMiddleware:
-    """Drops Serve's headers and reads bodies within limits."""
+    """Drops Serve's headers, reads bodies within limits, and refuses what there is no room for.
 
-    def __init__(self, app: ASGIApp, limits: IngressSettings) -> None:
+    Args:
+        app: what is behind it.
+        limits: of bodies.
+        early: refuses; None lets everything in.
+    """
+
+    def __init__(
+        self, app: ASGIApp, limits: IngressSettings, early: EarlyRefusal | None = None
+    ) -> None:
         self._app = app
         self._limits = limits
+        self._early = early
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection event as ASGI defines it."""
@@ -94,6 +110,8 @@ class EdgeMiddleware:
             await self._refuse(error, receive, send)
             return
         if body is None:
+            return
+        if self._early is not None and await self._early.refuses(scope, send):
             return
         mark_arrival(scope, began_s)
         await self._app(scope, _Replay(body, receive), send)

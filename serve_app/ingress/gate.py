@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -21,7 +22,15 @@ from serve_app.telemetry import ledger, metrics, tracing
 from serve_app.telemetry.origin import named, within
 from serve_app.telemetry.outcomes import count_error
 
-__all__ = ["DEFAULT_TENANT", "NO_ROUTE", "OPEN_PATHS", "Gate", "answer_with_error", "tenant_of"]
+__all__ = [
+    "DEFAULT_TENANT",
+    "NO_ROUTE",
+    "OPEN_PATHS",
+    "Gate",
+    "answer_with_error",
+    "tenant_of",
+    "tenant_of_key",
+]
 
 logger = logging.getLogger("ray.serve")
 
@@ -36,6 +45,26 @@ def tenant_of(scope: Scope) -> str:
     """Return whose request it is."""
     tenant: str = scope["state"]["tenant"]
     return tenant
+
+
+def tenant_of_key(keys: KeyRing, scope: Scope) -> str:
+    """Return the tenant of the key that a request has.
+
+    Args:
+        keys: the keys.
+        scope: the request.
+
+    Raises:
+        Unauthorized: it takes a key, and the request has none, or one that is not known.
+    """
+    if not keys.demands_key or scope["path"] in OPEN_PATHS:
+        return DEFAULT_TENANT
+    header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+    scheme, _, key = header.partition(" ")
+    if scheme.lower() != "bearer" or not key:
+        message = "Send an API key as `Authorization: Bearer …`; `parley key create` makes one."
+        raise Unauthorized(message, code="missing_api_key")
+    return keys.authenticate(key.strip()).tenant
 
 
 class Gate:
@@ -109,7 +138,7 @@ class Gate:
     async def _pass(
         self, scope: Scope, receive: Receive, send: Send, account: RequestAccount
     ) -> None:
-        tenant = scope.setdefault("state", {})["tenant"] = self._tenant(scope)
+        tenant = scope.setdefault("state", {})["tenant"] = tenant_of_key(self._keys, scope)
         account.tenant = tenant
         named(tenant=tenant)
         if scope["method"] != "POST":
@@ -131,24 +160,23 @@ class Gate:
         finally:
             self._running -= 1
 
-    def _tenant(self, scope: Scope) -> str:
-        if not self._keys.demands_key or scope["path"] in OPEN_PATHS:
-            return DEFAULT_TENANT
-        header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
-        scheme, _, key = header.partition(" ")
-        if scheme.lower() != "bearer" or not key:
-            message = "Send an API key as `Authorization: Bearer …`; `parley key create` makes one."
-            raise Unauthorized(message, code="missing_api_key")
-        return self._keys.authenticate(key.strip()).tenant
 
+async def answer_with_error(
+    error: ParleyError, send: Send, further: Mapping[str, str] | None = None
+) -> None:
+    """Send a whole error response.
 
-async def answer_with_error(error: ParleyError, send: Send) -> None:
-    """Send a whole error response."""
+    Args:
+        error: what is wrong.
+        send: where to.
+        further: headers, besides those that it has anyway.
+    """
     body = orjson.dumps(envelope(error))
     headers = {
         "content-type": "application/json",
         "content-length": str(len(body)),
         **error_headers(error),
+        **(further or {}),
     }
     encoded = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": encoded})

@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import suppress
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -19,6 +19,7 @@ from serve_app.errors import (
     ParleyError,
     QueueFull,
 )
+from serve_app.ingress.rooms import Rooms
 from serve_app.ingress.streams import TokenStream
 from serve_app.messages.generation import Admitted, FinishReason, Frame, GenerateRequest
 from serve_app.routing.pool_choice import LOST_LOAD
@@ -35,11 +36,6 @@ ADMISSION_TRIES = 3
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 
 _Cause = Literal["lost", "handed_back"]
-
-FULL_FOR_S = 0.25
-"""So long after a full queue nobody else is sent there: a refusal by the generator costs what an
-admission does, and under overload these would take the time of those who are answered. A full queue
-holds more than a generator answers meanwhile."""
 
 
 class GeneratorPort(Protocol):
@@ -82,7 +78,7 @@ class GeneratorClient:
         max_moves: int,
         admission_s: float = 30.0,
         start_s: float = 180.0,
-        up: Callable[[], bool] = lambda: True,
+        replicas: Callable[[], Collection[str]] | None = None,
         shutting_down: Callable[[], bool] = lambda: False,
     ) -> None:
         """Make a client.
@@ -95,7 +91,8 @@ class GeneratorClient:
             admission_s: seconds in which a replica must take a new stream or refuse it.
             start_s: seconds that a new stream waits for a replica while none is up: as the last one is being
                 replaced, or the first one started.
-            up: whether any replica is up, as far as anybody here knows.
+            replicas: unique ids of the replicas that are up, as far as anybody here knows; None where
+                nobody does.
             shutting_down: whether the whole service is ending, so that no replica will come back.
         """
         self.subscriber = uuid.uuid4().hex
@@ -104,29 +101,37 @@ class GeneratorClient:
         self._max_moves = max_moves
         self._admission_s = admission_s
         self._start_s = start_s
-        self._up = up
+        self._replicas = replicas
         self._shutting_down = shutting_down
         self._numbers = 0
         self._streams: dict[int, TokenStream] = {}
         self._channels: dict[str, _Channel] = {}
-        self._load: Counter[str] = Counter()
+        # Streams that each replica has and has not ended.
+        self._held: defaultdict[str, set[TokenStream]] = defaultdict(set)
+        self._rooms = Rooms(self._load, replicas)
         # Replicas that were lost a moment ago, and until when routing is to pass them over.
         self._shunned: dict[str, float] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watchdog: asyncio.Task[Any] | None = None
-        # What the last full queue said, and the seconds after which it said to come back.
-        self._refusal: tuple[str, float | None] = ("", None)
-        self._full_until = 0.0
 
     def check_room(self) -> None:
         """Refuse early what would be refused anyway, before anything is done for it.
 
         Raises:
-            QueueFull: a generator's queue was full a moment ago.
+            QueueFull: every generator's queue is full.
         """
-        if time.monotonic() < self._full_until:
-            message, retry_after = self._refusal
-            raise QueueFull(message, retry_after=retry_after)
+        self._rooms.check()
+
+    def promise(self, count: int = 1) -> AbstractContextManager[None]:
+        """Keep places for streams that are about to be opened, until they are: nobody else is let in for them.
+
+        Args:
+            count: how many.
+
+        Raises:
+            QueueFull: there are not so many.
+        """
+        return self._rooms.promise(count)
 
     async def open(self, request: GenerateRequest) -> TokenStream:
         """Submit a request; its `subscriber` and `stream` are filled in here.
@@ -166,8 +171,7 @@ class GeneratorClient:
         """Forget a stream; one that is still running is cancelled."""
         if self._streams.pop(stream.number, None) is not None:
             self.cancel(stream)
-            if stream.replica is not None:
-                self._load[stream.replica] -= 1
+            self._release(stream)
 
     def check(self) -> None:
         """Raise when nobody watches over the generators any more: lost ones would hang clients."""
@@ -195,7 +199,7 @@ class GeneratorClient:
                 if waited_s > self._start_s:
                     raise
             except _NotTaken:
-                if self._up() or waited_s > self._start_s:
+                if self._replicas is None or self._replicas() or waited_s > self._start_s:
                     raise
             except GeneratorLost:
                 deaths += 1
@@ -220,13 +224,12 @@ class GeneratorClient:
             GeneratorLost: the replica died or, as `GeneratorStopping`, stops, or there is none.
             ParleyError: whatever the engine refuses the request with.
         """
-        calls = self._port.submit(self._numbered(stream), self._routing_load())
+        calls = self._port.submit(self._numbered(stream), self._routing_load(stream))
         try:
             async with asyncio.timeout(min(within_s, stream.left_s)):
                 admitted = await anext(calls)
         except QueueFull as refusal:
-            self._refusal = refusal.message, refusal.retry_after
-            self._full_until = time.monotonic() + FULL_FOR_S
+            self._rooms.refused(refusal)
             raise
         except ParleyError:
             raise
@@ -243,7 +246,8 @@ class GeneratorClient:
         self._shunned.pop(admitted.replica, None)
         if stream.wanted:
             stream.replica = admitted.replica
-            self._load[admitted.replica] += 1
+            if not stream.finished:
+                self._held[admitted.replica].add(stream)
         else:
             self._spawn(self._cancel(stream.request_id, admitted.replica))
         if admitted.carries_frames:
@@ -264,11 +268,26 @@ class GeneratorClient:
         self._streams[stream.number] = stream
         return stream.request(self.subscriber)
 
-    def _routing_load(self) -> dict[str, int]:
-        """Return the streams of each replica, and of those that were just lost more than of any."""
+    def _load(self, replica: str) -> int:
+        return len(self._held.get(replica, ()))
+
+    def _release(self, stream: TokenStream) -> None:
+        """Take note that a stream's replica no longer has it; once more does no harm."""
+        if stream.replica is not None and (held := self._held.get(stream.replica)) is not None:
+            held.discard(stream)
+            if not held:
+                del self._held[stream.replica]
+
+    def _routing_load(self, stream: TokenStream) -> dict[str, int]:
+        """Return the streams of each replica, and of those that were just lost more than of any.
+
+        So it is of those that would refuse the stream, as long as another one wouldn't.
+        """
         now = time.monotonic()
         self._shunned = {name: until for name, until in self._shunned.items() if until > now}
-        return dict(+self._load) | dict.fromkeys(self._shunned, LOST_LOAD)
+        load = {replica: len(held) for replica, held in self._held.items()}
+        avoided = [*self._shunned, *(() if stream.moves else self._rooms.full())]
+        return load | dict.fromkeys(avoided, LOST_LOAD)
 
     async def _read(
         self, replica: str, channel: _Channel, calls: AsyncIterator[Admitted | Frame]
@@ -278,6 +297,10 @@ class GeneratorClient:
             async for frame in calls:
                 channel.last_frame = time.monotonic()
                 if isinstance(frame, Frame):
+                    # A replica of the version before doesn't say it.
+                    room = getattr(frame, "room", None)
+                    if room is not None:
+                        self._rooms.report(replica, room)
                     self._dispatch(frame)
         except Exception as error:  # noqa: BLE001  (whatever ended the call, its streams are told)
             logger.warning("The frames of generator %s ended: %r", replica, error)
@@ -304,6 +327,7 @@ class GeneratorClient:
             if finished.reason is FinishReason.HANDED_BACK:
                 self._leave(stream, "handed_back", failed=finished.error_code is not None)
             else:
+                self._release(stream)
                 stream.finish(finished)
 
     def _lose(self, replica: str, *, silent: bool = False) -> None:
@@ -329,7 +353,8 @@ class GeneratorClient:
             failed: whether the replica did, as it may at whatever else computes the stream.
         """
         if stream.replica is not None:
-            self._load[stream.replica] -= 1
+            self._release(stream)
+            self._rooms.forget(stream.replica)
             self._shunned[stream.replica] = time.monotonic() + self._silence_s
             stream.replica = None
         stream.losses += failed

@@ -120,7 +120,7 @@ class Models:
         """Refuse early what would be refused whichever model it is for.
 
         Raises:
-            QueueFull: every model's queues were full a moment ago.
+            QueueFull: every model's queues are full.
         """
         for model in self:
             try:

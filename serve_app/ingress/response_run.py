@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -221,9 +222,18 @@ class ResponseRun:
                 return ClientGone("The request was cancelled before the reply was done.")
 
     async def _make(self) -> None:
+        with ExitStack() as place:
+            await self._make_in(place)
+
+    async def _make_in(self, place: ExitStack) -> None:
+        """Make it.
+
+        Args:
+            place: holds its place at a generator for as long as it is on its way there.
+        """
         request, generation = self.asked.request, self._generation
         async with generation.in_time(request.timeout):
-            plan = await self._planned()
+            plan = await self._planned(place)
         if plan.repeated:
             await self._repeat()
             return
@@ -236,7 +246,7 @@ class ResponseRun:
             None if plan.hidden else self.asked.place,
         )
         if plan.reply is None:
-            reply, usage = await self._generated(plan)
+            reply, usage = await self._generated(plan, place)
         else:
             reply, usage = self._fixed(plan.reply)
         final = self._encoder.finished(reply.reason, usage, completed_at=int(time.time()))
@@ -249,7 +259,7 @@ class ResponseRun:
         if self.asked.joins:
             self._remember(plan)
 
-    async def _generated(self, plan: TurnPlan) -> tuple[Reply, Usage]:
+    async def _generated(self, plan: TurnPlan, place: ExitStack) -> tuple[Reply, Usage]:
         """Have the model write the reply, publishing it as it comes."""
         generation, request = self._generation, self.asked.request
         with self.account.stage("submit"):
@@ -257,6 +267,7 @@ class ResponseRun:
         said = (request.to_messages() or plan.asked) if takes_text() else ()
         inference = Inference("chat", self._model.name, said, request.stream, request.stop)
         await generation.open(self._model, [asked], request.stop, inference)
+        place.close()
         self._publish(self._encoder.start())
         self._accept()
         async for _, deltas in generation.deltas():
@@ -283,16 +294,16 @@ class ResponseRun:
         if plan.unsummarised is not None and asked.place is not None:
             remembering.summarise(asked.tenant, asked.place, plan.unsummarised, asked.model)
 
-    async def _planned(self) -> TurnPlan:
+    async def _planned(self, place: ExitStack) -> TurnPlan:
+        place.enter_context(self._model.generators.promise())
         pause = _FIRST_PAUSE_S
-        while True:
-            plan = await self._plan()
-            if not plan.waits:
-                return plan
+        while (plan := await self._plan()).waits:
+            place.close()  # others need it meanwhile
             self._wait_in_background()
             with self.account.stage("turn"):
                 await asyncio.sleep(pause)
             pause = min(1.5 * pause, _LONGEST_PAUSE_S)
+        return plan
 
     async def _plan(self) -> TurnPlan:
         asked, request = self.asked, self.asked.request

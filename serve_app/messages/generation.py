@@ -19,6 +19,7 @@ __all__ = [
     "Finished",
     "Frame",
     "GenerateRequest",
+    "Room",
     "SamplingParams",
     "TokenLogprobs",
 ]
@@ -171,6 +172,21 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """What a generator replica takes, as one subscriber is told.
+
+    Attributes:
+        places: most streams that may be there at once, those that wait included.
+        others: streams there that aren't the subscriber's own, which it counts itself.
+        drain_s: seconds until all that waits now is worked off.
+    """
+
+    places: int
+    others: int
+    drain_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Frame:
     """What one engine step produced for one subscriber, in columns; several steps, where it is behind.
 
@@ -180,6 +196,7 @@ class Frame:
         logprobs: aligned with `streams` where any stream asked for them, else None.
         finished: the streams that ended in this frame; their last tokens, if any, are in it.
         begun: the streams whose reply's first token is in this frame; not those that go on here.
+        room: how full the replica is, every now and then.
     """
 
     streams: tuple[int, ...] = ()
@@ -187,6 +204,7 @@ class Frame:
     logprobs: tuple[TokenLogprobs | None, ...] | None = None
     finished: tuple[Finished, ...] = field(default=())
     begun: tuple[Begun, ...] = ()
+    room: Room | None = None
 
 
 @dataclass(frozen=True, slots=True)

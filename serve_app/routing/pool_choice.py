@@ -16,7 +16,7 @@ Source: Mirrokni, Thorup, Zadimoghaddam 2018, "Consistent Hashing with Bounded L
 """
 
 LOST_LOAD = 1_000_000
-"""What callers say of a replica that has just lost its streams: more than any load that there is."""
+"""What callers say of a replica that has just lost its streams, or takes none: more than any load that is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 from ray.serve._private.common import ReplicaID
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
-from serve_app.routing.pool_choice import LOAD_BOUND, SeenReplica, see_pool
+from serve_app.routing.pool_choice import LOAD_BOUND, LOST_LOAD, SeenReplica, see_pool
 
 __all__ = ["GeneratorRouter", "rank_replicas"]
 
@@ -33,7 +33,8 @@ def rank_replicas(
     Args:
         replicas: unique ids of the replicas that may be chosen.
         affinity: the stream's key, or None.
-        load: streams running and waiting per replica; a replica that is missing has none.
+        load: streams running and waiting per replica, `LOST_LOAD` for one to be avoided; a replica that is
+            missing has none.
         home: the replica that had the key last, if anybody knows.
     """
     by_load = sorted(replicas, key=lambda replica: (load.get(replica, 0.0), _weight(replica, "")))
@@ -43,7 +44,10 @@ def rank_replicas(
         preferred = home
     else:
         preferred = max(replicas, key=lambda replica: _weight(replica, affinity))
-    mean = sum(load.get(replica, 0.0) for replica in replicas) / len(replicas)
+    # What is said of those to be avoided is no load, and would make any other look small.
+    loads = [load.get(replica, 0.0) for replica in replicas]
+    real = [one for one in loads if one < LOST_LOAD]
+    mean = sum(real) / len(real) if real else 0.0
     if load.get(preferred, 0.0) > LOAD_BOUND * mean + 1:
         return by_load
     return [preferred, *(replica for replica in by_load if replica != preferred)]

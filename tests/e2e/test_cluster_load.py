@@ -6,13 +6,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
-from cluster_home import REPOSITORY, START_S
+from cluster_home import REPOSITORY, REQUEST_S, START_S
+
+from load.own_cluster import own_cluster
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -66,3 +70,35 @@ def test_a_start_is_timed_to_its_first_answer_and_all_of_its_processes_are_weigh
     assert expected <= first.keys()
     assert min(highest[kind] for kind in expected) > 0
     assert found["highest_memory_bytes"] == sum(highest.values()) > highest["Generator"]
+
+
+def test_a_cluster_that_is_full_refuses_before_it_plans_a_prompt(
+    prepared_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARLEY_HOME", str(prepared_models.parent))
+    ask = {"messages": [{"role": "user", "content": "Tell me a long story."}], "max_tokens": 4}
+    long = ask | {"max_tokens": 1800, "ignore_eos": True, "stream": True}
+    two = {"PARLEY_GENERATOR_SLOTS": "1", "PARLEY_GENERATOR_MAX_QUEUED": "1"}
+    with (
+        own_cluster(two) as cluster,
+        httpx.Client(base_url=cluster.url, timeout=REQUEST_S) as http,
+    ):
+        with http.stream("POST", "/chat/completions", json=long) as first:
+            tokens = (line for line in first.iter_lines() if '"content"' in line)
+            for _ in range(3):  # with its frames the generator tells how full it is
+                next(tokens)
+            with http.stream("POST", "/chat/completions", json=long) as second:
+                assert (first.status_code, second.status_code) == (200, 200)
+                for _ in range(3):
+                    refused = http.post("/chat/completions", json=ask)
+                    assert refused.status_code == 503
+                    assert refused.json()["error"]["code"] == "overloaded"
+                    assert int(refused.headers["retry-after"]) >= 1
+                    # What has been planned has an account, however it ended.
+                    name = refused.headers["x-request-id"]
+                    assert http.get(f"/requests/{name}/account").status_code == 404
+        deadline = time.monotonic() + REQUEST_S
+        while (answer := http.post("/chat/completions", json=ask)).status_code == 503:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert answer.status_code == 200

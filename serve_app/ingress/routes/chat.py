@@ -41,40 +41,40 @@ def chat_routes(services: Services) -> APIRouter:
             await request.body(), ChatCompletionRequest, max_depth=limits.max_json_depth
         )
         model = services.models.named(body.model)
-        model.generators.check_room()
         check_size(body, services)
         completion, created = chat_completion_id(), int(time.time())
         named(request=completion)
         account = generation.account
         account.begin("chat.completions", completion, model.name)
         messages = body.to_messages()
-        async with generation.in_time(body.timeout):
-            with account.hop("plan") as hop:
-                plan = await services.dialogue.plan(
-                    PlanTurn(
-                        tenant=tenant_of(request.scope),
-                        messages=messages,
-                        max_tokens=body.token_limit,
-                        truncate=body.truncation == "auto",
-                        model=model.key,
+        with model.generators.promise(body.n):
+            async with generation.in_time(body.timeout):
+                with account.hop("plan") as hop:
+                    plan = await services.dialogue.plan(
+                        PlanTurn(
+                            tenant=tenant_of(request.scope),
+                            messages=messages,
+                            max_tokens=body.token_limit,
+                            truncate=body.truncation == "auto",
+                            model=model.key,
+                        )
                     )
-                )
-                hop.answered(plan)
-        with account.stage("submit"):
-            requests = choice_requests(body, plan, completion, services, model)
-            extras = Extras(turns_left_out=plan.turns_left_out)
-            encoders = [
-                ChatStreamEncoder(
-                    completion=completion,
-                    model=model.name,
-                    created=created,
-                    choice=choice,
-                    include_usage=body.include_usage,
-                )
-                for choice in range(body.n)
-            ]
-        inference = Inference("chat", model.name, messages, streams=body.stream, stop=body.stop)
-        await generation.open(model, requests, body.stop, inference)
+                    hop.answered(plan)
+            with account.stage("submit"):
+                requests = choice_requests(body, plan, completion, services, model)
+                extras = Extras(turns_left_out=plan.turns_left_out)
+                encoders = [
+                    ChatStreamEncoder(
+                        completion=completion,
+                        model=model.name,
+                        created=created,
+                        choice=choice,
+                        include_usage=body.include_usage,
+                    )
+                    for choice in range(body.n)
+                ]
+            inference = Inference("chat", model.name, messages, streams=body.stream, stop=body.stop)
+            await generation.open(model, requests, body.stop, inference)
         if not body.stream:
             try:
                 replies = await generation.replies()

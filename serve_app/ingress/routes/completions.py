@@ -43,33 +43,34 @@ def completion_routes(services: Services) -> APIRouter:
         generation = services.generation()
         body = parse_body(await request.body(), CompletionRequest, max_depth=limits.max_json_depth)
         model = services.models.named(body.model)
-        model.generators.check_room()
         completion, created = completion_id(), int(time.time())
         named(request=completion)
         account = generation.account
         account.begin("completions", completion, model.name)
-        with account.stage("submit"):
-            async with generation.in_time(body.timeout):
-                requests = await _requests(body, completion, services, model, account)
-            encoders = [
-                CompletionStreamEncoder(
-                    completion=completion,
-                    model=model.name,
-                    created=created,
-                    choice=choice,
-                    include_usage=body.include_usage,
-                )
-                for choice in range(len(requests))
-            ]
-        inference = Inference(
-            "text_completion",
-            model.name,
-            [Message("user", prompt) for prompt in body.prompt if isinstance(prompt, str)],
-            streams=body.stream,
-            stop=body.stop,
-            prompts=len(body.prompt),
-        )
-        await generation.open(model, requests, body.stop, inference)
+        choices = min(len(body.prompt) * body.n, limits.max_choices)
+        with model.generators.promise(choices):
+            with account.stage("submit"):
+                async with generation.in_time(body.timeout):
+                    requests = await _requests(body, completion, services, model, account)
+                encoders = [
+                    CompletionStreamEncoder(
+                        completion=completion,
+                        model=model.name,
+                        created=created,
+                        choice=choice,
+                        include_usage=body.include_usage,
+                    )
+                    for choice in range(len(requests))
+                ]
+            inference = Inference(
+                "text_completion",
+                model.name,
+                [Message("user", prompt) for prompt in body.prompt if isinstance(prompt, str)],
+                streams=body.stream,
+                stop=body.stop,
+                prompts=len(body.prompt),
+            )
+            await generation.open(model, requests, body.stop, inference)
         if not body.stream:
             try:
                 replies = await generation.replies()

@@ -235,6 +235,24 @@ def test_a_request_that_cannot_be_meant_is_refused_at_once(asked, what):
     assert engine.stats().waiting == 0
 
 
+def test_a_subscriber_is_told_of_others_streams_and_how_long_those_that_wait_take():
+    backend = GatedBackend()
+    with running(backend, slots=2, max_queued=3) as (engine, listener):
+        ours = request(max_tokens=100)
+        theirs = [request(max_tokens=100, subscriber="theirs") for _ in range(3)]
+        for asked in (ours, *theirs):
+            engine.submit(asked)
+        backend.waiting.wait(10)
+        room = engine.room(ours.subscriber)
+        assert (room.places, room.others) == (5, 3)
+        assert engine.room("theirs").others == 1
+        assert engine.room("nobody").others == 4
+        assert room.drain_s >= 1
+        engine.cancel_subscriber("theirs")
+        backend.let_go()
+        listener.wait_for(lambda: engine.room(ours.subscriber).others == 0)
+
+
 def test_an_id_in_use_is_refused():
     engine = Engine(SimulatedBackend(), config(), eos_token_ids=(), deliver=Listener().deliver)
     asked = request()

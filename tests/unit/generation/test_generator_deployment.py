@@ -108,6 +108,21 @@ async def test_a_generator_that_is_stopped_hands_its_streams_back_over_the_open_
 
 
 @pytest.mark.parametrize("backend", [SimulatedBackend()])
+async def test_frames_say_how_full_the_generator_is(
+    replica: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployment, "ROOM_EVERY_S", 0.0)
+    config = replica._engine.config
+    asked = request(max_tokens=40)
+    async with aclosing(replica.submit(asked, load={}, affinity=None)) as call:
+        await anext(call)
+        first = (await anext(call)).room
+        assert (first.places, first.others) == (config.slots + config.max_queued, 0)
+        monkeypatch.setattr(deployment, "ROOM_EVERY_S", 100.0)
+        assert (await anext(call)).room is None  # it is no news
+
+
+@pytest.mark.parametrize("backend", [SimulatedBackend()])
 async def test_a_generator_has_computed_a_reply_before_it_takes_requests(replica: Any) -> None:
     stats = await replica.stats()
     assert stats["generated_total"] > 0

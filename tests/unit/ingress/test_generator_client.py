@@ -18,9 +18,10 @@ from serve_app.errors import (
     ParleyError,
     QueueFull,
 )
-from serve_app.ingress import generator_client
+from serve_app.ingress import generator_client, rooms
 from serve_app.ingress.generator_client import ADMISSION_TRIES
-from serve_app.messages.generation import Admitted, FinishReason, Frame
+from serve_app.messages.generation import Admitted, FinishReason, Frame, Room
+from serve_app.routing.pool_choice import LOST_LOAD
 
 
 @pytest.fixture
@@ -163,18 +164,18 @@ async def test_while_the_only_replica_stops_a_request_waits_for_the_next_one(
 
 
 async def test_while_none_is_up_a_request_waits_longer_than_for_an_answer() -> None:
-    up: list[bool] = []
-    ingress = Ingress(admission_s=0.02, start_s=30.0, up=lambda: bool(up))
+    up: list[str] = []
+    ingress = Ingress(admission_s=0.02, start_s=30.0, replicas=lambda: up)
     _, opening = await ingress.open()
     third = await ingress.port.next_call(2)  # two were given up
-    up.append(True)
+    up.append("new")
     third.send(Admitted("new", carries_frames=True))
     assert not (await opening).ended
     await end(ingress)
 
 
 async def test_a_request_waits_for_a_replica_no_longer_than_for_its_start() -> None:
-    ingress = Ingress(admission_s=0.02, start_s=0.05, up=lambda: False)
+    ingress = Ingress(admission_s=0.02, start_s=0.05, replicas=list)
     _, opening = await ingress.open()
     with pytest.raises(Overloaded):
         await asyncio.wait_for(opening, 5)
@@ -183,7 +184,7 @@ async def test_a_request_waits_for_a_replica_no_longer_than_for_its_start() -> N
 
 
 async def test_a_request_waits_for_a_replica_no_longer_than_its_own_time() -> None:
-    ingress = Ingress(admission_s=0.02, up=lambda: False)
+    ingress = Ingress(admission_s=0.02, replicas=list)
     _, opening = await ingress.open(timeout_s=0.1)
     with pytest.raises(Overloaded):
         await asyncio.wait_for(opening, 5)
@@ -323,17 +324,9 @@ async def test_an_ingress_that_no_longer_watches_is_unhealthy(ingress: Ingress) 
 async def test_after_a_full_queue_nobody_is_sent_there_for_a_moment(
     ingress: Ingress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generator_client, "FULL_FOR_S", 0.05)
+    monkeypatch.setattr(rooms, "FULL_FOR_S", 0.05)
     client = ingress.client
-
-    def has_room() -> bool:
-        try:
-            client.check_room()
-        except QueueFull:
-            return False
-        return True
-
-    assert has_room()
+    assert has_room(ingress)
     call, opening = await ingress.open()
     call.send(QueueFull("The queue is full.", retry_after=7.0))
     with pytest.raises(QueueFull):
@@ -341,7 +334,7 @@ async def test_after_a_full_queue_nobody_is_sent_there_for_a_moment(
     with pytest.raises(QueueFull, match="The queue is full") as refused:
         client.check_room()
     assert refused.value.retry_after == 7.0
-    await soon(has_room)
+    await soon(lambda: has_room(ingress))
 
 
 async def test_a_generator_that_stops_is_no_full_queue(ingress: Ingress) -> None:
@@ -350,3 +343,84 @@ async def test_a_generator_that_stops_is_no_full_queue(ingress: Ingress) -> None
     with pytest.raises(Overloaded):
         await opening
     ingress.client.check_room()
+
+
+def has_room(ingress: Ingress, count: int = 1) -> bool:
+    try:
+        with ingress.client.promise(count):
+            return True
+    except QueueFull:
+        return False
+
+
+def said(places: int, others: int = 0) -> Frame:
+    return Frame(room=Room(places, others, drain_s=3.0))
+
+
+async def test_a_full_replica_is_known_to_be_full_until_a_stream_there_ends() -> None:
+    ingress = Ingress(replicas=lambda: ["a"])
+    carrier, first = await ingress.open_carrying()
+    carrier.send(said(2))
+    await soon(lambda: not has_room(ingress, 2))
+    assert has_room(ingress)
+    other, opening = await ingress.open()
+    other.send(Admitted("a", carries_frames=False), None)
+    second = await opening
+    assert not has_room(ingress)
+    # The generator has ended it, whether or not its reader has come so far.
+    carrier.send(frame((carrier.stream, 7), finished=(carrier.stream,)))
+    await soon(lambda: has_room(ingress))
+    ingress.client.close(first)
+    assert not has_room(ingress, 2)
+    ingress.client.close(second)  # cancelled
+    assert has_room(ingress, 2)
+    assert not has_room(ingress, 3)
+    await end(ingress)
+
+
+async def test_a_stream_that_ends_before_its_admission_is_told_takes_no_place() -> None:
+    ingress = Ingress(replicas=lambda: ["a"])
+    carrier, _ = await ingress.open_carrying()
+    other, opening = await ingress.open()
+    carrier.send(said(2), frame((other.stream, 7), finished=(other.stream,)))
+    await soon(lambda: not has_room(ingress, 2))
+    other.send(Admitted("a", carries_frames=False), None)
+    await opening
+    assert has_room(ingress)
+    await end(ingress)
+
+
+async def test_what_a_lost_replica_said_refuses_nobody() -> None:
+    ingress = Ingress(replicas=lambda: ["a"])
+    carrier, stream = await ingress.open_carrying()
+    carrier.send(said(1))
+    await soon(lambda: not has_room(ingress))
+    carrier.send(RayActorError())
+    await lost(stream.receive())
+    assert has_room(ingress, 9)
+    await end(ingress)
+
+
+async def test_a_channel_that_ends_for_want_of_streams_leaves_what_was_said() -> None:
+    ingress = Ingress(replicas=lambda: ["a"])
+    carrier, stream = await ingress.open_carrying()
+    carrier.send(said(2), frame((carrier.stream, 7), finished=(carrier.stream,)), None)
+    await soon(lambda: not ingress.client._channels)
+    ingress.client.close(stream)
+    assert has_room(ingress, 2)
+    assert not has_room(ingress, 3)
+    await end(ingress)
+
+
+async def test_a_new_stream_is_sent_past_a_full_replica_and_one_that_moves_is_not() -> None:
+    ingress = Ingress(replicas=lambda: ["a", "b"], max_moves=1)
+    carrier, _ = await ingress.open_carrying("a")
+    carrier.send(said(1))
+    await soon(lambda: ingress.client._rooms.full() == ["a"])
+    elsewhere, opening = await ingress.open()
+    assert elsewhere.load == {"a": LOST_LOAD}
+    elsewhere.send(Admitted("b", carries_frames=True), RayActorError())
+    await opening
+    moving = await ingress.port.next_call(2)
+    assert moving.load == {"a": 1, "b": LOST_LOAD}
+    await end(ingress)

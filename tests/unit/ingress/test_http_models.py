@@ -88,7 +88,7 @@ def test_a_response_that_names_no_model_is_the_first_one_s(two: Service) -> None
 
 def test_one_full_model_refuses_nobody_else(bundled_tokenizer: Path, tmp_path: Path) -> None:
     with service(bundled_tokenizer, tmp_path, further={SHORT: CONTEXT}) as running:
-        running.call(lambda: setattr(running.client, "_full_until", float("inf")))
+        running.call(lambda: setattr(running.client._rooms, "_full_until", float("inf")))
         with pytest.raises(openai.InternalServerError, match="503"):
             chat(running, MODEL)
         assert asked(running) == (0, 0)

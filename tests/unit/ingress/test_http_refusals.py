@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from ingress_harness import (
     wait_until,
 )
 
+from serve_app.messages.dialogue import PlanTurn, TurnPlan
 from serve_app.settings import drain_flag, parley_home
 
 CHAT = "/v1/chat/completions"
@@ -197,6 +201,83 @@ def test_more_requests_than_places_are_told_when_to_come_back(
         assert int(refused.headers["retry-after"]) >= 1
         running.wait_until_idle()
         wait_until(lambda: http.post(CHAT, json=body()).status_code == 200, "a free place")
+
+
+def spoken(answer: httpx.Response) -> Iterator[str]:
+    """Yield a chat's pieces of text; httpx closes a response when nobody holds its iterator any more."""
+    for line in answer.iter_lines():
+        if line.startswith("data: {"):
+            text = json.loads(line[6:])["choices"][0]["delta"].get("content")
+            if text:
+                yield text
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses"])
+def test_what_no_generator_has_room_for_is_refused_before_anything_is_done_for_it(
+    bundled_tokenizer: Path, tmp_path: Path, path: str
+) -> None:
+    settings = settings_with(generator={"slots": 1, "max_queued": 1})
+    with (
+        service(
+            bundled_tokenizer, tmp_path, settings=settings, backends=[simulated(step_s=0.1)]
+        ) as running,
+        running.http() as http,
+    ):
+        key = running.keys.create("laptop", "acme")
+        http.headers["authorization"] = f"Bearer {key}"
+        long = body(max_tokens=400, stream=True)
+        with http.stream("POST", CHAT, json=long) as first:
+            words = spoken(first)
+            next(words)  # by then the generator has told how full it is
+            with http.stream("POST", CHAT, json=long):
+                wait_until(lambda: running.streams == 2)
+                seen, asked = len(running.like_serve.seen), len(running.generators.requests)
+                for content in (json.dumps(body()), "{", ""):
+                    refused = http.post(path, content=content)
+                    assert (refused.status_code, error_of(refused)["code"]) == (503, "overloaded")
+                    assert int(refused.headers["retry-after"]) >= 1
+                    assert refused.headers["x-request-id"]
+                assert len(running.like_serve.seen) == seen
+                assert len(running.generators.requests) == asked
+                # Who has no key is told so, and what needs no generator is answered.
+                stranger = http.post(path, json=body(), headers={"authorization": "Bearer no"})
+                assert stranger.status_code == 401
+                assert http.get("/v1/models").status_code == 200
+                counted = http.get("/metrics").text
+                assert f'parley_requests_total{{route="{path}",status="503"}}' in counted
+        running.wait_until_idle()
+        wait_until(lambda: http.post(CHAT, json=body()).status_code == 200, "a free place")
+
+
+def test_a_request_that_is_let_in_has_its_place_while_it_is_planned(
+    bundled_tokenizer: Path, tmp_path: Path
+) -> None:
+    settings = settings_with(generator={"slots": 1, "max_queued": 1})
+    with (
+        service(
+            bundled_tokenizer, tmp_path, settings=settings, backends=[simulated(step_s=0.1)]
+        ) as running,
+        running.http() as http,
+        ThreadPoolExecutor() as pool,
+    ):
+        planning, go_on = threading.Event(), threading.Event()
+        with http.stream("POST", CHAT, json=body(max_tokens=400, stream=True)) as first:
+            words = spoken(first)
+            next(words)
+            plan = running.dialogue.plan
+
+            async def held(turn: PlanTurn) -> TurnPlan:
+                planning.set()
+                await asyncio.to_thread(go_on.wait, 30)
+                return await plan(turn)
+
+            running.dialogue.plan = held  # type: ignore[method-assign]
+            on_its_way = pool.submit(http.post, CHAT, json=body())
+            assert planning.wait(30)
+            refused = http.post(CHAT, json=body())
+            assert (refused.status_code, error_of(refused)["code"]) == (503, "overloaded")
+            go_on.set()
+        assert on_its_way.result(30).status_code == 200
 
 
 def test_a_full_engine_queue_is_told_before_the_first_byte(

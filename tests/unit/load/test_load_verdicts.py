@@ -45,7 +45,7 @@ GOOD = OpenLevel(
     e2e_ms=None,
     refusal_ms=Percentiles(10.0, 30.0, 50.0),
     unsaid=0,
-    late_ms=None,
+    late_ms=Percentiles(0.1, 0.5, 1.0),
     other_length=0,
 )
 MB = 1 << 20
@@ -74,6 +74,8 @@ def test_what_is_promised_of_overload_holds() -> None:
         ({"refusal_ms": None}, "refusals take"),
         ({"unsaid": 1}, "when to come back"),
         ({"errors": {"cut": 1}}, "nothing fails"),
+        ({"late_ms": Percentiles(0.1, 5.0, 60.0)}, "this client"),
+        ({"late_ms": None}, "this client"),
         ({"other_length": 1}, "tokens asked for"),
     ],
 )

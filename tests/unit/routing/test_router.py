@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from serve_app.routing.pool_choice import LOST_LOAD
 from serve_app.routing.router import GeneratorRouter, rank_replicas
 
 REPLICAS = ["a", "b", "c", "d"]
@@ -50,6 +51,14 @@ def test_a_preferred_replica_may_be_busier_than_the_mean_but_not_by_much() -> No
     # A mean of 8 allows 1.25 * 8 + 1 streams.
     assert first(REPLICAS, key, load | {preferred: 10.0, idle: 6.0}) == preferred
     assert first(REPLICAS, key, load | {preferred: 30.0}) == idle
+
+
+def test_replicas_to_be_avoided_are_no_reason_to_load_another_one_more() -> None:
+    key = KEYS[0]
+    preferred, idle, *avoided = sorted(REPLICAS, key=lambda name: name != first(REPLICAS, key))
+    load = dict.fromkeys(avoided, float(LOST_LOAD)) | {preferred: 30.0, idle: 0.0}
+    assert first(REPLICAS, key, load) == idle
+    assert first(REPLICAS, key, dict.fromkeys(REPLICAS, float(LOST_LOAD)) | {idle: 5.0}) == idle
 
 
 @pytest.mark.parametrize("key", [None, KEYS[0]])
