@@ -21,6 +21,7 @@ from serve_app.errors import (
 )
 from serve_app.ingress.streams import TokenStream
 from serve_app.messages.generation import Admitted, FinishReason, Frame, GenerateRequest
+from serve_app.routing.own_streams import OwnStreams, own_streams
 from serve_app.routing.pool_choice import LOST_LOAD
 from serve_app.telemetry import metrics
 from serve_app.telemetry.origin import Origin, detached
@@ -84,6 +85,7 @@ class GeneratorClient:
         start_s: float = 180.0,
         up: Callable[[], bool] = lambda: True,
         shutting_down: Callable[[], bool] = lambda: False,
+        own: OwnStreams | None = None,
     ) -> None:
         """Make a client.
 
@@ -97,6 +99,7 @@ class GeneratorClient:
                 replaced, or the first one started.
             up: whether any replica is up, as far as anybody here knows.
             shutting_down: whether the whole service is ending, so that no replica will come back.
+            own: told of the streams, so that routing counts them; None takes this process's.
         """
         self.subscriber = uuid.uuid4().hex
         self._port = port
@@ -106,6 +109,7 @@ class GeneratorClient:
         self._start_s = start_s
         self._up = up
         self._shutting_down = shutting_down
+        self._own = own_streams() if own is None else own
         self._numbers = 0
         self._streams: dict[int, TokenStream] = {}
         self._channels: dict[str, _Channel] = {}
@@ -165,6 +169,7 @@ class GeneratorClient:
     def close(self, stream: TokenStream) -> None:
         """Forget a stream; one that is still running is cancelled."""
         if self._streams.pop(stream.number, None) is not None:
+            self._own.end(stream.request_id)
             self.cancel(stream)
             if stream.replica is not None:
                 self._load[stream.replica] -= 1
@@ -220,6 +225,14 @@ class GeneratorClient:
             GeneratorLost: the replica died or, as `GeneratorStopping`, stops, or there is none.
             ParleyError: whatever the engine refuses the request with.
         """
+        self._own.begin(stream.request_id)
+        try:
+            await self._ask(stream, within_s=within_s)
+        except BaseException:
+            self._own.end(stream.request_id)
+            raise
+
+    async def _ask(self, stream: TokenStream, *, within_s: float) -> None:
         calls = self._port.submit(self._numbered(stream), self._routing_load())
         try:
             async with asyncio.timeout(min(within_s, stream.left_s)):
@@ -244,7 +257,10 @@ class GeneratorClient:
         if stream.wanted:
             stream.replica = admitted.replica
             self._load[admitted.replica] += 1
+            # Serve may have passed over the one that routing preferred.
+            self._own.route(stream.request_id, admitted.replica)
         else:
+            self._own.end(stream.request_id)
             self._spawn(self._cancel(stream.request_id, admitted.replica))
         if admitted.carries_frames:
             channel = _Channel(time.monotonic())
@@ -328,6 +344,7 @@ class GeneratorClient:
             cause: what is counted.
             failed: whether the replica did, as it may at whatever else computes the stream.
         """
+        self._own.end(stream.request_id)
         if stream.replica is not None:
             self._load[stream.replica] -= 1
             self._shunned[stream.replica] = time.monotonic() + self._silence_s
