@@ -59,7 +59,7 @@ __all__ = [
     "parley_home",
 ]
 
-PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int8-w8a8", "fp8-w8a8"]
 FormName = Literal["cpu", "native", "standard"]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
