@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from serve_app.models.architecture import Architecture
 from serve_app.models.tokenizer_files import TokenizerFiles
@@ -53,4 +54,8 @@ class RandomCheckpoint:
         return rng.standard_normal(shape, dtype=np.float32) * np.float32(shape[-1] ** -0.5)
 
     def tokenizer(self) -> TokenizerFiles:
-        raise AssertionError("a graph is built from the weights alone")
+        """A token is a byte."""
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(models.BPE({sign: place for place, sign in enumerate(alphabet)}, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        return TokenizerFiles(tokenizer.to_str(), None, (2,), None)

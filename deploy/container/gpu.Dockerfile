@@ -42,6 +42,7 @@ RUN groupadd --gid 10001 parley \
     && install --directory --owner parley --group parley --mode 0700 /var/lib/parley
 COPY --from=build /opt/parley /opt/parley
 COPY deploy/container/healthcheck.py deploy/container/gpu-entrypoint.sh /usr/local/lib/parley/
+COPY deploy/gpu.yaml /etc/parley/gpu.yaml
 
 ENV PATH=/opt/parley/bin:$PATH \
     PARLEY_HOME=/var/lib/parley \
@@ -56,4 +57,4 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=1800s --retries=3 \
     CMD ["python", "/usr/local/lib/parley/healthcheck.py"]
 ENTRYPOINT ["/usr/local/lib/parley/gpu-entrypoint.sh", "parley"]
-CMD ["up", "--host", "0.0.0.0"]
+CMD ["up", "--config", "/etc/parley/gpu.yaml", "--host", "0.0.0.0"]

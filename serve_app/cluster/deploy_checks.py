@@ -10,7 +10,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from serve_app.errors import ConfigError
-from serve_app.routing.pools import Served, served_models
+from serve_app.models.precision.named import forms_with
+from serve_app.routing.pools import Pool, Served, served_models
 from serve_app.settings import Settings
 from serve_app.yaml_lines import Fault, KeyPath, as_sentence, unknown_key
 
@@ -54,6 +55,8 @@ def deploy_faults(data: dict[str, Any]) -> Iterator[Fault]:
         yield from _scaling_faults(deployment, here)
         if models and application["import_path"] == _IMPORT_PATH:
             yield from _pool_faults(deployment, here, models)
+    if models and application["import_path"] == _IMPORT_PATH:
+        yield from _gpu_faults(application.get("deployments", []), path, models)
 
 
 def _pool_faults(
@@ -73,6 +76,54 @@ def _pool_faults(
             (*path, "autoscaling_config", "min_replicas"),
             "a pool beside others keeps a replica: those others take what would wake it. Set it to 1.",
         )
+
+
+def _gpu_faults(
+    deployments: list[dict[str, Any]], path: KeyPath, models: tuple[Served, ...]
+) -> Iterator[Fault]:
+    """Find generators that want a GPU and are given none or several, or have one that they don't want.
+
+    Args:
+        deployments: as in the file.
+        path: the application's.
+        models: what is served.
+    """
+    places = {deployment["name"]: place for place, deployment in enumerate(deployments)}
+    for pool in (pool for model in models for pool in model.pools):
+        place = places.get(pool.deployment)
+        options = {} if place is None else deployments[place].get("ray_actor_options") or {}
+        given = options.get("num_gpus") or 0
+        here: KeyPath = (*path, "args", *pool.place)
+        if place is not None:
+            here = (*path, "deployments", place, "name")
+        if "num_gpus" in options:
+            here = (*here[:-1], "ray_actor_options", "num_gpus")
+        if not _on_gpu(pool):
+            if given:
+                yield Fault(
+                    here,
+                    "a CPU computes this model's form, and the GPU would stand idle; take num_gpus away, "
+                    "or set the form to standard.",
+                )
+        elif not given:
+            yield Fault(
+                here,
+                f"a GPU computes the standard form, and Ray shows {pool.deployment} none without num_gpus "
+                "in its ray_actor_options: 1 for a whole one, 0.5 for a half.",
+            )
+        elif given > 1:
+            yield Fault(
+                here, "a replica computes on one GPU; take 1, and a replica for each further GPU."
+            )
+
+
+def _on_gpu(pool: Pool) -> bool:
+    """Tell whether a GPU computes a pool, wherever the file is checked."""
+    model = pool.settings.model
+    standard = model.form == "standard" or (
+        model.form is None and forms_with(model.precision) == ("standard",)
+    )
+    return standard and pool.settings.generator.backend != "simulated"
 
 
 def _models(args: dict[str, Any]) -> tuple[Served, ...]:

@@ -218,6 +218,7 @@ def _backend(model: PreparedModel, settings: Settings) -> Backend:
         threads=wanted.threads or _own_cpus(),
         engines=settings.model.engines,
         gpu_weights_mb=wanted.gpu_weights_mb,
+        gpu_share=_own_gpu_share(),
     )
 
 
@@ -226,3 +227,9 @@ def _own_cpus() -> int:
     given = ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0)
     available = len(os.sched_getaffinity(0))
     return min(int(given), available) if given >= 1 else available
+
+
+def _own_gpu_share() -> float:
+    """Return the part of a GPU that Ray gave this replica; a whole one where it gave none or several."""
+    given = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
+    return given if 0 < given < 1 else 1.0

@@ -22,6 +22,7 @@ from serve_app.errors import (
 from serve_app.ingress.rooms import Rooms
 from serve_app.ingress.streams import TokenStream
 from serve_app.messages.generation import Admitted, FinishReason, Frame, GenerateRequest
+from serve_app.routing.own_streams import OwnStreams, own_streams
 from serve_app.routing.pool_choice import LOST_LOAD
 from serve_app.telemetry import metrics
 from serve_app.telemetry.origin import Origin, detached
@@ -80,6 +81,7 @@ class GeneratorClient:
         start_s: float = 180.0,
         replicas: Callable[[], Collection[str]] | None = None,
         shutting_down: Callable[[], bool] = lambda: False,
+        own: OwnStreams | None = None,
     ) -> None:
         """Make a client.
 
@@ -94,6 +96,7 @@ class GeneratorClient:
             replicas: unique ids of the replicas that are up, as far as anybody here knows; None where
                 nobody does.
             shutting_down: whether the whole service is ending, so that no replica will come back.
+            own: told of the streams, so that routing counts them; None takes this process's.
         """
         self.subscriber = uuid.uuid4().hex
         self._port = port
@@ -103,6 +106,7 @@ class GeneratorClient:
         self._start_s = start_s
         self._replicas = replicas
         self._shutting_down = shutting_down
+        self._own = own_streams() if own is None else own
         self._numbers = 0
         self._streams: dict[int, TokenStream] = {}
         self._channels: dict[str, _Channel] = {}
@@ -170,6 +174,7 @@ class GeneratorClient:
     def close(self, stream: TokenStream) -> None:
         """Forget a stream; one that is still running is cancelled."""
         if self._streams.pop(stream.number, None) is not None:
+            self._own.end(stream.request_id)
             self.cancel(stream)
             self._release(stream)
 
@@ -224,6 +229,14 @@ class GeneratorClient:
             GeneratorLost: the replica died or, as `GeneratorStopping`, stops, or there is none.
             ParleyError: whatever the engine refuses the request with.
         """
+        self._own.begin(stream.request_id)
+        try:
+            await self._ask(stream, within_s=within_s)
+        except BaseException:
+            self._own.end(stream.request_id)
+            raise
+
+    async def _ask(self, stream: TokenStream, *, within_s: float) -> None:
         calls = self._port.submit(self._numbered(stream), self._routing_load(stream))
         try:
             async with asyncio.timeout(min(within_s, stream.left_s)):
@@ -246,9 +259,12 @@ class GeneratorClient:
         self._shunned.pop(admitted.replica, None)
         if stream.wanted:
             stream.replica = admitted.replica
+            # Serve may have passed over the one that routing preferred.
+            self._own.route(stream.request_id, admitted.replica)
             if not stream.finished:
                 self._held[admitted.replica].add(stream)
         else:
+            self._own.end(stream.request_id)
             self._spawn(self._cancel(stream.request_id, admitted.replica))
         if admitted.carries_frames:
             channel = _Channel(time.monotonic())
@@ -352,6 +368,7 @@ class GeneratorClient:
             cause: what is counted.
             failed: whether the replica did, as it may at whatever else computes the stream.
         """
+        self._own.end(stream.request_id)
         if stream.replica is not None:
             self._release(stream)
             self._rooms.forget(stream.replica)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Protocol
@@ -59,6 +59,8 @@ class GeneratorPools:
         # The pool that each key went to last, and where each replica is, least recently used first.
         self._homes: OrderedDict[str, str] = OrderedDict()
         self._pool_of: OrderedDict[str, str] = OrderedDict()
+        # Streams that a pool has yet to answer for: the caller's count doesn't have them.
+        self._asked: Counter[str] = Counter()
 
     async def submit(
         self, request: GenerateRequest, load: Mapping[str, int]
@@ -67,17 +69,22 @@ class GeneratorPools:
         ranked = self._ranked(request, load)
         for place, name in enumerate(ranked, 1):
             admitted = False
+            self._asked[name] += 1
             try:
                 async with aclosing(self._pools[name].submit(request, load)) as items:
                     async for item in items:
-                        if isinstance(item, Admitted):
+                        if isinstance(item, Admitted) and not admitted:
                             admitted = True
+                            self._asked[name] -= 1
                             self._remember(request.affinity, name, item.replica)
                         yield item
                     return
             except (Overloaded, GeneratorLost):
                 if admitted or place == len(ranked):
                     raise
+            finally:
+                if not admitted:
+                    self._asked[name] -= 1
 
     async def cancel(self, request_id: str, replica: str) -> None:
         """End a stream early, in the pool that has it."""
@@ -97,7 +104,9 @@ class GeneratorPools:
             kind = self._kinds[home]
             alike = [name for name in self._pools if self._kinds[name] == kind]
         pools = {name: self._seen(name) for name in self._pools}
-        ranked = rank_pools(pools, request.affinity, load, home=home, alike=alike)
+        ranked = rank_pools(
+            pools, request.affinity, load, asked=self._asked, home=home, alike=alike
+        )
         # Where no pool has a replica yet, it is the model's own that is waited for.
         return ranked or [next(iter(self._pools))]
 

@@ -15,7 +15,7 @@ from serve_app.errors import ModelError
 from serve_app.models.architecture import Architecture
 from serve_app.models.decoder_interface import DecoderInterface, Form
 from serve_app.models.precision.base import PrecisionName
-from serve_app.models.precision.named import precision_named
+from serve_app.models.precision.named import states_of
 
 __all__ = [
     "FORMAT_VERSION",
@@ -108,7 +108,7 @@ class Manifest(_Part):
         return DecoderInterface.of(
             self.architecture,
             self.form,
-            dtype=precision_named(self.precision, self.form).dtype,
+            dtype=states_of(self.precision, self.form),
             cache_length=self.cache_length,
         )
 

@@ -110,6 +110,9 @@ class Preparation:
             "bf16": elements * 2,
             "int8": blocks,
             "fp8": blocks,
+            # Beside which the model in fp32 lies meanwhile, to see how large inputs get.
+            "int8-w8a8": blocks + elements * 4,
+            "fp8-w8a8": blocks + elements * 4,
         }[self.precision]
         return weights + rotary_tables + _RESERVE
 

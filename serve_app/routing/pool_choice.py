@@ -55,6 +55,7 @@ def rank_pools(
     affinity: str | None,
     load: Mapping[str, int],
     *,
+    asked: Mapping[str, int] | None = None,
     home: str | None = None,
     alike: Sequence[str] = (),
 ) -> list[str]:
@@ -69,6 +70,7 @@ def rank_pools(
         pools: their replicas, by the pools' names.
         affinity: the stream's key, or None.
         load: the caller's own streams by replica, `LOST_LOAD` for one that was lost a moment ago.
+        asked: streams that the caller has sent to a pool and no replica has answered for yet, by pool.
         home: the pool that had the key last, if anybody knows.
         alike: for a stream that has begun, the pools that go on with it exactly: before all but `home`.
 
@@ -84,7 +86,7 @@ def rank_pools(
             streams = sum(max(load.get(replica, 0), it.streams) for replica, it in living.items())
             # Nothing is published in a replica's first second.
             slots[name] = sum(it.slots or 1.0 for it in living.values())
-            taken[name] = streams
+            taken[name] = streams + (asked or {}).get(name, 0)
     by_room = sorted(slots, key=lambda name: (taken[name] / slots[name], -slots[name]))
     if alike:
         return sorted(by_room, key=lambda name: (name != home, name not in alike))

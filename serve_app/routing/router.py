@@ -10,6 +10,8 @@ from typing import Any
 from ray.serve._private.common import ReplicaID
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
+from serve_app.messages.generation import GenerateRequest
+from serve_app.routing.own_streams import own_streams
 from serve_app.routing.pool_choice import LOAD_BOUND, LOST_LOAD, SeenReplica, see_pool
 
 __all__ = ["GeneratorRouter", "rank_replicas"]
@@ -62,7 +64,8 @@ class GeneratorRouter(RequestRouter):  # type: ignore[misc]
 
     `replica` pins a call to the replica with that unique id, or, when it is gone, to any: a
     cancellation that arrives at the wrong place does no harm. `load` is the caller's own count of
-    streams per replica, fresher than what replicas publish; `affinity` is the stream's key.
+    streams per replica, fresher than what replicas publish; `affinity` is the stream's key. Streams that
+    were routed since that count was taken are known here, see `OwnStreams`.
 
     A conversation that once had to go elsewhere stays there: its last turn is in that cache.
 
@@ -109,16 +112,30 @@ class GeneratorRouter(RequestRouter):  # type: ignore[misc]
         if pinned is not None:
             return [[pinned]]
         own = call.get("load") or {}
+        stream = _stream_of(pending_request)
+        routed = own_streams().counts(but=stream)
         load = {
-            name: max(float(own.get(name, 0)), float(replica.routing_stats.get("streams", 0)))
+            name: max(
+                float(own.get(name, 0)),
+                float(routed.get(name, 0)),
+                float(replica.routing_stats.get("streams", 0)),
+            )
             for name, replica in by_id.items()
         }
         affinity = call.get("affinity")
         home = self._homes.get(affinity) if affinity else None
         ranked = rank_replicas(list(by_id), affinity, load, home)
+        if stream is not None and ranked:
+            own_streams().route(stream, ranked[0])
         if affinity and ranked:
             self._homes[affinity] = ranked[0]
             self._homes.move_to_end(affinity)
             if len(self._homes) > _MOST_HOMES:
                 self._homes.popitem(last=False)
         return [[by_id[name]] for name in ranked]
+
+
+def _stream_of(pending: PendingRequest | None) -> str | None:
+    """Return the id of the stream that a call opens, if it opens one."""
+    first = pending.args[0] if pending is not None and pending.args else None
+    return first.request_id if isinstance(first, GenerateRequest) else None

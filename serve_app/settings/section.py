@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 __all__ = ["FormName", "Positive", "PrecisionName", "Seconds", "Section", "ShortName"]
 
-PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int8-w8a8", "fp8-w8a8"]
 FormName = Literal["cpu", "native", "standard"]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]

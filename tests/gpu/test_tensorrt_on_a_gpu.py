@@ -41,7 +41,10 @@ def logits(backend: Backend, prompts: list[NDArray[np.int64]]) -> NDArray[np.flo
     return backend.step([], newest, lengths).copy()
 
 
-@pytest.mark.parametrize(("precision", "close"), [("fp32", 1e-3), ("fp16", 5e-2), ("bf16", 5e-1)])
+@pytest.mark.parametrize(
+    ("precision", "close"),
+    [("fp32", 1e-3), ("fp16", 5e-2), ("bf16", 5e-1), ("int8-w8a8", 1.0), ("fp8-w8a8", 2.0)],
+)
 def test_logits_are_those_of_a_cpu(
     gpu: ModelsOnGpu, precision: PrecisionName, close: float
 ) -> None:

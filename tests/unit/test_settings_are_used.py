@@ -80,7 +80,7 @@ def reads(sources: Iterable[str]) -> set[str]:
 def sources() -> Iterator[str]:
     for path in PACKAGE.rglob("*.py"):
         # Commands that only show settings use none.
-        if path.name != "settings.py" and path.parts[-2:] != ("cli", "config.py"):
+        if path.parent.name != "settings" and path.parts[-2:] != ("cli", "config.py"):
             yield path.read_text(encoding="utf-8")
 
 

@@ -18,6 +18,7 @@ def open_backend(
     threads: int,
     engines: Path | None = None,
     gpu_weights_mb: int | None = None,
+    gpu_share: float = 1.0,
 ) -> Backend:
     """Load a prepared model into the backend for its graph's form.
 
@@ -27,6 +28,7 @@ def open_backend(
         engines: folder that machines share TensorRT engines through; None looks beside the model.
         gpu_weights_mb: MiB of weights on the GPU, where an engine was built to leave some on the host;
             None takes as many as slots leave room for.
+        gpu_share: of a GPU's memory, how much is for this backend.
 
     Raises:
         ModelError: the graph can't be loaded.
@@ -40,6 +42,6 @@ def open_backend(
         from serve_app.generation.backends.tensorrt.opening import open_tensorrt
 
         weights_bytes = None if gpu_weights_mb is None else gpu_weights_mb << 20
-        return open_tensorrt(model, engines, weights_bytes=weights_bytes)
+        return open_tensorrt(model, engines, weights_bytes=weights_bytes, share=gpu_share)
     kind = NativeBackend if manifest.form == "native" else OnnxRuntimeBackend
     return kind(model.path, manifest.interface, threads=threads)

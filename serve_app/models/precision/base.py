@@ -18,7 +18,7 @@ from serve_app.models.graph_builder import GraphBuilder
 __all__ = ["FloatArray", "Precision", "PrecisionName", "Table"]
 
 FloatArray = NDArray[np.float32]
-PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int8-w8a8", "fp8-w8a8"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,11 @@ from serve_app.models.graph_builder import GraphBuilder
 from serve_app.models.precision.base import FloatArray, Table
 from serve_app.models.precision.floating_point import FloatingPoint
 
-__all__ = ["QuantizedWeights"]
+__all__ = ["FP8", "INT8", "QuantizedWeights"]
+
+INT8 = np.dtype(np.int8), 127.0
+FP8 = np.dtype(ml_dtypes.float8_e4m3fn), 448.0
+"""numpy's type, and what the largest number becomes."""
 
 
 class QuantizedWeights:
@@ -45,7 +49,7 @@ class QuantizedWeights:
     @classmethod
     def int8(cls) -> QuantizedWeights:
         """Return integers from -127 to 127."""
-        return cls(np.dtype(np.int8), 127.0)
+        return cls(*INT8)
 
     @classmethod
     def fp8(cls) -> QuantizedWeights:
@@ -53,7 +57,7 @@ class QuantizedWeights:
 
         Source: Micikevicius et al. 2022 (FP8 formats for deep learning), E4M3.
         """
-        return cls(np.dtype(ml_dtypes.float8_e4m3fn), 448.0)
+        return cls(*FP8)
 
     def linear(
         self,

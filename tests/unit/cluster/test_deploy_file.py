@@ -170,6 +170,43 @@ def test_a_pool_beside_others_may_not_go_to_no_replica(edited) -> None:
     assert f"{file}:{line_of(file, 'min_replicas: 0')}: " in told
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "key", "says"),
+    [
+        (
+            "          num_gpus: 0.5\n",
+            "",
+            "name: Generator-small",
+            "Ray shows Generator-small none",
+        ),
+        ("num_gpus: 0.5", "num_gpus: 0", "num_gpus: 0", "none without num_gpus"),
+        ("num_gpus: 0.5", "num_gpus: 2", "num_gpus: 2", "a replica computes on one GPU"),
+        ("num_gpus: 0.5", "num_gpus: 1.5", "num_gpus: 1.5", "a replica computes on one GPU"),
+        (
+            "            form: standard\n",
+            "            form: cpu\n",
+            "num_gpus: 0.5",
+            "the GPU would stand idle",
+        ),
+        (
+            "        pools: {}\n",
+            "        pools: {more: {model: small}}\n",
+            "more: {model: small}",
+            "Ray shows Generator-more none",
+        ),
+    ],
+)
+def test_a_generator_has_a_gpu_or_a_part_of_one_if_that_computes_it(
+    tmp_path: Path, old: str, new: str, key: str, says: str
+) -> None:
+    text = (deploy_folder() / "gpu-pool.yaml").read_text()
+    assert text.count(old) == 1
+    file = tmp_path / "edited.yaml"
+    file.write_text(text.replace(old, new))
+    assert f"{file}:{line_of(file, key)}: " in (told := refusal(file))
+    assert says in told
+
+
 def test_cores_are_divided_among_the_generators_of_all_models() -> None:
     def threads(file: Path) -> int:
         args = load_deployment(file).config["applications"][0]["args"]

@@ -20,6 +20,9 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
+from serve_app.cluster.deploy_file import load_deployment
+from serve_app.routing.serving import chosen_backend
+
 REPOSITORY = Path(__file__).parents[3]
 CONTAINER = REPOSITORY / "deploy" / "container"
 DOCKERFILES = sorted(CONTAINER.glob("*.Dockerfile"))
@@ -167,6 +170,20 @@ def test_the_entry_point_is_a_command_with_that_option(dockerfile: Path) -> None
         [str(program), entry[1], "--help"], capture_output=True, text=True, timeout=60, check=True
     )
     assert entry[2] in shown.stdout
+
+
+def test_the_image_for_gpus_serves_what_a_gpu_computes() -> None:
+    """An image that fell back to the default file would leave its GPU idle."""
+    dockerfile = CONTAINER / "gpu.Dockerfile"
+    command = yaml.safe_load(last(dockerfile, "CMD"))
+    file = command[command.index("--config") + 1]
+    (source,) = (
+        rest.split()[0]
+        for name, rest in instructions(dockerfile)
+        if name == "COPY" and rest.split()[-1] == file
+    )
+    (model,) = load_deployment(REPOSITORY / source).models
+    assert [chosen_backend(pool.settings) for pool in model.pools] == ["tensorrt"]
 
 
 @pytest.fixture

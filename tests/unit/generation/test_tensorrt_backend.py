@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from backends_under_contract import (
     CHUNK,
     CONTEXT,
@@ -121,6 +122,57 @@ def test_slots_that_do_not_fit_are_left_out_and_the_rest_serves(folder: Path) ->
         for each in asked:
             engine.submit(each)
         assert [len(listener.reply(each)) for each in asked] == [5] * 5
+
+
+def on_one_gpu(
+    folder: Path, *, weights: int = 0, streamable: int = 0, **limits: int
+) -> tuple[SimulatedDevice, list[TensorRTBackend]]:
+    """Open two backends on a GPU, each with half of it, as two replicas that start at once do."""
+    sizes = {"activation_bytes": 4096, "weights_bytes": weights, "streamable_bytes": streamable}
+    device = simulated_device(**sizes, **limits)
+    engines = [device.load_engine(folder / GRAPH_FILE) for _ in range(2)]
+    return device, [
+        TensorRTBackend(device, engine, standard_interface(), share=0.5) for engine in engines
+    ]
+
+
+WEIGHTS = 4 << 20
+
+
+def test_two_replicas_on_one_gpu_have_as_many_slots_each_and_both_serve(folder: Path) -> None:
+    need = plan(free=0, activations=2 * 4096)
+    half = int((need.fixed + 3.5 * need.slot) / 0.95) + WEIGHTS
+    device, both = on_one_gpu(folder, weights=WEIGHTS, memory_bytes=2 * half)
+    limits = config(slots=6, prefix_cache_bytes=0)
+    # Whoever comes first would have room for all six, and leave none.
+    assert [backend.fitted(limits).slots for backend in both] == [3, 3]
+    first, second = both
+    sizes = {"slots": 6, "max_len": CONTEXT, "max_cached_tokens": 1024, "prefix_cache_bytes": 0}
+    free = device.free_bytes()
+    with running(first, **sizes) as (one, heard), running(second, **sizes) as (other, also_heard):
+        assert one.stats().slots == other.stats().slots == 3
+        assert free - device.free_bytes() + 2 * WEIGHTS <= 2 * half
+        for engine, listener in ((one, heard), (other, also_heard)):
+            asked = request(max_tokens=5)
+            engine.submit(asked)
+            assert len(listener.reply(asked)) == 5
+
+
+def test_weights_on_the_host_are_as_many_for_each_of_two_replicas(folder: Path) -> None:
+    free = memory(slots=2, weights=STREAMED // 2)
+    _, both = on_one_gpu(folder, streamable=STREAMED, memory_bytes=2 * free)
+    for backend in both:
+        backend.allocate(slots=2, max_len=CONTEXT, blocks=0, block_tokens=16)
+    assert both[0].streamed_bytes == both[1].streamed_bytes
+    assert both[0].streamed_bytes == pytest.approx(STREAMED // 2, abs=4)
+
+
+def test_a_share_of_what_somebody_else_has_taken_is_what_is_left_of_it(folder: Path) -> None:
+    device, (one, _) = on_one_gpu(folder, memory_bytes=GIB)
+    slots = one.fitted(config(slots=6, prefix_cache_bytes=0)).slots
+    device.zeros((device.free_bytes() - plan(free=0).slot,), torch.uint8)
+    with pytest.raises(ConfigError, match=r"A share of 0\.5 of the GPU has .* num_gpus"):
+        one.fitted(config(slots=slots, prefix_cache_bytes=0))
 
 
 def streaming(folder: Path, *, free: int, weights: int, kept: int | None = None) -> TensorRTBackend:

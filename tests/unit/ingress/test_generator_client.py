@@ -21,6 +21,7 @@ from serve_app.errors import (
 from serve_app.ingress import generator_client, rooms
 from serve_app.ingress.generator_client import ADMISSION_TRIES
 from serve_app.messages.generation import Admitted, FinishReason, Frame, Room
+from serve_app.routing.own_streams import OwnStreams
 from serve_app.routing.pool_choice import LOST_LOAD
 
 
@@ -424,3 +425,46 @@ async def test_a_new_stream_is_sent_past_a_full_replica_and_one_that_moves_is_no
     moving = await ingress.port.next_call(2)
     assert moving.load == {"a": 1, "b": LOST_LOAD}
     await end(ingress)
+
+
+async def test_routing_counts_a_stream_from_its_call_to_its_end() -> None:
+    own = OwnStreams()
+    ingress = Ingress(own=own, max_moves=1)
+    try:
+        call, opening = await ingress.open()
+        own.route("request-1", "b")  # what the router does
+        assert own.counts() == {"b": 1}
+        # Serve has passed over that one.
+        call.send(Admitted("a", carries_frames=True))
+        stream = await opening
+        assert own.counts() == {"a": 1}
+        call.send(None)  # the replica is gone
+        moved = await ingress.port.next_call(1)
+        assert own.counts() == {}
+        moved.send(Admitted("b", carries_frames=True))
+        await soon(lambda: own.counts() == {"b": 1})
+        ingress.client.close(stream)
+        assert own.counts() == {}
+    finally:
+        await end(ingress)
+
+
+async def test_routing_does_not_count_a_stream_that_nobody_took() -> None:
+    own = OwnStreams()
+    ingress = Ingress(own=own)
+    try:
+        call, opening = await ingress.open()
+        own.route("request-1", "a")
+        call.send(QueueFull("full"))
+        with pytest.raises(QueueFull):
+            await opening
+        assert own.counts() == {}
+        # Nor one whose client has left before it was taken.
+        call, opening = await ingress.open()
+        own.route("request-2", "a")
+        opening.cancel()
+        call.send(Admitted("a", carries_frames=True))
+        await soon(lambda: ("request-2", "a") in ingress.port.cancelled)
+        assert own.counts() == {}
+    finally:
+        await end(ingress)

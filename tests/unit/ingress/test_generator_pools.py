@@ -25,6 +25,9 @@ class Pool:
         self.taken: list[GenerateRequest] = []
         self.cancelled: list[str] = []
         self.ended = asyncio.Event()
+        # Set once streams that were taken may be admitted.
+        self.let = asyncio.Event()
+        self.let.set()
         self.closed = 0
 
     async def submit(
@@ -35,6 +38,7 @@ class Pool:
         if self.refusal is not None:
             raise self.refusal
         self.taken.append(request)
+        await self.let.wait()
         try:
             yield Admitted(self.replica, carries_frames=True)
             await self.ended.wait()
@@ -173,3 +177,33 @@ async def test_a_reply_moves_to_the_other_pool_when_its_own_dies() -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_burst_is_shared_among_pools_by_their_slots_before_any_of_it_is_admitted() -> None:
+    two = Two()
+    two.pools["gpu"].slots, two.pools["cpu"].slots = 30, 10
+    let = asyncio.Event()
+    for pool in two.pools.values():
+        pool.let = let
+    streams = [two.both.submit(two.request(None), {}) for _ in range(40)]
+    admissions = [asyncio.ensure_future(anext(items)) for items in streams]
+    async with asyncio.timeout(5):
+        while sum(len(pool.taken) for pool in two.pools.values()) < 40:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert [len(pool.taken) for pool in two.pools.values()] == [30, 10]
+    let.set()
+    await asyncio.gather(*admissions)
+    # From here on they are in the caller's own count, and here no longer.
+    assert not +two.both._asked
+    for items in streams:
+        await items.aclose()
+    assert not +two.both._asked
+
+
+async def test_a_refused_stream_is_no_longer_asked_for() -> None:
+    two = Two()
+    for pool in two.pools.values():
+        pool.refusal = QueueFull("full")
+    with pytest.raises(QueueFull):
+        await two.taker(None)
+    assert not +two.both._asked

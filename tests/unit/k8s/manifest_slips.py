@@ -118,7 +118,7 @@ SLIPS: dict[str, tuple[Callable[[Manifests], None], str]] = {
         _served_instead("prefill_chunk", "prefil_chunk"),
         "did you mean `prefill_chunk`?",
     ),
-    "a setting that can't be": (_served_instead("slots: 32", "slots: 0"), "greater than 0"),
+    "a setting that can't be": (_served_instead("slots: 64", "slots: 0"), "greater than 0"),
     "an unknown deployment": (
         _served_instead("name: Tokenizer", "name: Tokeniser"),
         "no deployment of that name",

@@ -18,7 +18,8 @@ from ray._private import ray_constants
 from schemas import schema_faults
 from serve_config import serve_faults
 
-from serve_app.cluster.deploy_file import default_deploy_file
+from serve_app.cluster.deploy_file import default_deploy_file, load_deployment
+from serve_app.routing.serving import chosen_backend
 from serve_app.state.keys import KeyRing
 
 Manifest = dict[str, Any]
@@ -109,7 +110,41 @@ def test_gpu_workers_differ_from_cpu_workers_only_in_what_a_gpu_asks_for() -> No
         del container["image"], container["resources"], container["startupProbe"]
         del pod["topologySpreadConstraints"], pod["volumes"][0]
         pod.pop("tolerations", None)
+    del gpu["spec"]["initContainers"], gpu["spec"]["volumes"][0]  # what builds the engine
     assert gpu == cpu
+
+
+@pytest.mark.parametrize("folder", ["overlays/gpu-pool", HA])
+def test_gpu_workers_build_the_engines_that_their_replicas_load(
+    folder: str, tmp_path: Path
+) -> None:
+    manifests = build(folder)
+    cluster = the(manifests, "RayService")["spec"]["rayClusterConfig"]
+    (pod,) = (
+        group["template"]["spec"]
+        for group in cluster["workerGroupSpecs"]
+        if group["groupName"] == "gpu"
+    )
+    (builder,), (worker,) = pod["initContainers"], pod["containers"]
+    assert builder["image"] == worker["image"]
+    assert builder["resources"] == worker["resources"]  # the very GPU
+    command, file = builder["command"][:-1], Path(builder["command"][-1])
+    assert command == ["parley", "model", "build", "--config"]
+    (mount,) = (one for one in builder["volumeMounts"] if one["mountPath"] == str(file.parent))
+    (volume,) = (one for one in pod["volumes"] if one["name"] == mount["name"])
+    (given,) = (
+        one["data"]
+        for one in manifests
+        if one["kind"] == "ConfigMap" and one["metadata"]["name"] == volume["configMap"]["name"]
+    )
+    assert given[file.name] == the(manifests, "RayService")["spec"]["serveConfigV2"]
+    home = {"name": "home", "mountPath": "/var/lib/parley"}
+    assert home in builder["volumeMounts"]
+    assert home in worker["volumeMounts"]
+    served = tmp_path / file.name
+    served.write_text(given[file.name])
+    (model,) = load_deployment(served).models
+    assert [chosen_backend(pool.settings) for pool in model.pools] == ["tensorrt"]
 
 
 def _served(folder: str) -> Manifest:
@@ -127,6 +162,8 @@ def test_serve_runs_the_application_of_the_local_deploy_file(folder: str) -> Non
         "target_ongoing_requests", "max_replicas_per_node", "num_cpus", "num_gpus",
         "max_surge_percent",  # of two replicas, the other one serves meanwhile
     }  # fmt: skip
+    if "gpu" in folder:
+        may_differ |= {"args.model.precision", "args.model.form", "args.model.engines"}
     differ = {
         path
         for path in _leaves(local).items() ^ _leaves(here).items()

@@ -29,7 +29,7 @@ from serve_app.models.decoder_interface import (
     DecoderInterface,
     Form,
 )
-from serve_app.models.precision.named import precision_named
+from serve_app.models.precision.named import states_of
 
 QWEN3 = {"family": "qwen3", "qk_norm": True, "head_dim": 32}
 QWEN2 = {"family": "qwen2", "attention_bias": True, "tied_embeddings": True}
@@ -41,8 +41,9 @@ STANDARD = {"form": "standard"}
 NATIVE = {"form": "native", "precision": "int8"}
 TOKENS = list(range(3, 30))
 CACHE_LENGTH = 32  # tokens of a slot in the standard form
+W8A8 = ("int8-w8a8", "fp8-w8a8")
 RUNNABLE = [("cpu", "fp32"), ("cpu", "int8"), ("native", "int8")]
-RUNNABLE += [("standard", name) for name in ("fp32", "fp16", "int8", "fp8")]
+RUNNABLE += [("standard", name) for name in ("fp32", "fp16", "int8", "fp8", *W8A8)]
 KINDS = pytest.mark.parametrize(("form", "precision"), [*RUNNABLE, ("standard", "bf16")])
 
 
@@ -65,7 +66,7 @@ def interface_of(
 ) -> DecoderInterface:
     if form != "standard":
         return DecoderInterface.of(checkpoint.architecture, form)
-    dtype = precision_named(precision, form).dtype  # type: ignore[arg-type]
+    dtype = states_of(precision, form)  # type: ignore[arg-type]
     return DecoderInterface.of(
         checkpoint.architecture, form, dtype=dtype, cache_length=CACHE_LENGTH
     )
@@ -204,7 +205,10 @@ def test_fp16_stays_close_to_fp32(tmp_path: Path, changes: dict[str, Any]) -> No
 
 
 @FAMILIES
-@pytest.mark.parametrize(("precision", "distance"), [("int8", 0.04), ("fp8", 0.12)])
+@pytest.mark.parametrize(
+    ("precision", "distance"),
+    [("int8", 0.04), ("fp8", 0.12), ("int8-w8a8", 0.06), ("fp8-w8a8", 0.16)],
+)
 def test_weights_in_8_bits_stay_close_to_fp32(
     tmp_path: Path, precision: str, distance: float, changes: dict[str, Any]
 ) -> None:
@@ -215,7 +219,12 @@ def test_weights_in_8_bits_stay_close_to_fp32(
 @FAMILIES
 @pytest.mark.parametrize(
     ("precision", "element"),
-    [("int8", onnx.TensorProto.INT8), ("fp8", onnx.TensorProto.FLOAT8E4M3FN)],
+    [
+        ("int8", onnx.TensorProto.INT8),
+        ("fp8", onnx.TensorProto.FLOAT8E4M3FN),
+        ("int8-w8a8", onnx.TensorProto.INT8),
+        ("fp8-w8a8", onnx.TensorProto.FLOAT8E4M3FN),
+    ],
 )
 def test_every_projection_of_the_standard_form_is_stored_in_8_bits(
     tmp_path: Path, precision: str, element: int, changes: dict[str, Any]
@@ -232,6 +241,36 @@ def test_every_projection_of_the_standard_form_is_stored_in_8_bits(
         assert weight.data_type == element
         assert scales.data_type == onnx.TensorProto.FLOAT16
         assert list(scales.dims) == [weight.dims[1]]  # [in, out]: one for every output
+
+
+@FAMILIES
+@pytest.mark.parametrize(
+    ("precision", "element", "exact"),
+    [
+        ("int8-w8a8", onnx.TensorProto.INT8, {"down_proj"}),
+        ("fp8-w8a8", onnx.TensorProto.FLOAT8E4M3FN, set()),
+    ],
+)
+def test_inputs_of_the_layers_products_are_rounded_to_8_bits_by_a_constant_scale(
+    tmp_path: Path, precision: str, element: int, exact: set[str], changes: dict[str, Any]
+) -> None:
+    build(tmp_path, precision, "standard", **changes)
+    graph = onnx.load(tmp_path / GRAPH_FILE, load_external_data=False).graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    made = {output: node for node in graph.node for output in node.output}
+    left = set()
+    for product in (node for node in graph.node if node.op_type == "MatMul"):
+        restored = made.get(product.input[0])
+        if restored is None or restored.op_type != "DequantizeLinear":
+            left.add(product.name.removesuffix(".product").rpartition(".")[2])
+            continue
+        rounded = made[restored.input[0]]
+        assert rounded.op_type == "QuantizeLinear"
+        scale, zero = (stored[name] for name in rounded.input[1:])
+        assert zero.data_type == element
+        assert (list(scale.dims), scale.data_type) == ([], onnx.TensorProto.FLOAT16)
+        assert restored.input[1] == rounded.input[1]
+    assert left - {"float16"} == exact  # the output head is logits.float16
 
 
 def standard_logits(folder: Path, precision: str, changes: dict[str, Any]) -> np.ndarray:
@@ -279,7 +318,8 @@ def test_tied_embeddings_are_stored_once(tmp_path: Path, form: Form, precision: 
         folder.mkdir()
         build(folder, precision, form, tied_embeddings=tied, vocab_size=3000)
         sizes[tied] = (folder / DATA_FILE).stat().st_size
-    bytes_per_weight: float = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}[precision]
+    widths: dict[str, float] = {"fp32": 4, "fp16": 2, "bf16": 2}
+    bytes_per_weight = widths.get(precision, 1)
     if precision == "int8" and form != "standard":
         bytes_per_weight += (2 if form == "native" else 4) / 32  # a scale for every block
     table = 3000 * 64 * bytes_per_weight

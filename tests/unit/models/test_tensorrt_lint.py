@@ -302,7 +302,9 @@ def build(folder: Path, form: Form, precision: PrecisionName, **changes: Any) ->
     return folder / GRAPH_FILE
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
+@pytest.mark.parametrize(
+    "precision", ["fp32", "fp16", "bf16", "int8", "fp8", "int8-w8a8", "fp8-w8a8"]
+)
 @pytest.mark.parametrize(
     "changes",
     [

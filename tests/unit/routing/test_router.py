@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from serve_app.messages.generation import GenerateRequest, SamplingParams
+from serve_app.routing import router as routing
+from serve_app.routing.own_streams import OwnStreams
 from serve_app.routing.pool_choice import LOST_LOAD
 from serve_app.routing.router import GeneratorRouter, rank_replicas
 
@@ -74,8 +77,19 @@ def new_router() -> GeneratorRouter:
     return router
 
 
+@pytest.fixture(autouse=True)
+def own(monkeypatch: pytest.MonkeyPatch) -> OwnStreams:
+    """The streams of this process, of which there are none yet."""
+    streams = OwnStreams()
+    monkeypatch.setattr(routing, "own_streams", lambda: streams)
+    return streams
+
+
 def chosen(
-    call: dict[str, Any] | None, router: GeneratorRouter | None = None, **published: float
+    call: dict[str, Any] | None,
+    router: GeneratorRouter | None = None,
+    stream: str | None = None,
+    **published: float,
 ) -> list[str]:
     """Return the names of the replicas that the router offers, best first."""
     candidates: list[Any] = [
@@ -85,7 +99,9 @@ def chosen(
         )
         for name in REPLICAS
     ]
-    pending: Any = None if call is None else SimpleNamespace(kwargs=call)
+    sampling = SamplingParams(max_tokens=1, seed=0)
+    args = () if stream is None else (GenerateRequest(stream, "", 0, (1,), sampling),)
+    pending: Any = None if call is None else SimpleNamespace(args=args, kwargs=call)
     ranks = asyncio.run((router or new_router()).choose_replicas(candidates, pending))
     assert all(len(rank) == 1 for rank in ranks)
     return [rank[0].replica_id.unique_id for rank in ranks]
@@ -125,3 +141,43 @@ def test_the_memory_of_conversations_is_bounded(monkeypatch: pytest.MonkeyPatch)
     for key in KEYS[:10]:
         chosen({"affinity": key}, router)
     assert list(router._homes) == KEYS[7:10]
+
+
+def burst(own: OwnStreams, size: int, affinity: str | None, **published: float) -> Counter[str]:
+    """Route streams of callers who all counted before any of them was routed."""
+    router, taken = new_router(), Counter[str]()
+    for number in range(size):
+        own.begin(f"stream-{number}")
+        call = {"load": {}, "affinity": affinity}
+        taken[chosen(call, router, f"stream-{number}", **published)[0]] += 1
+    return taken
+
+
+def test_a_burst_is_spread_over_replicas_that_have_published_nothing_new(own: OwnStreams) -> None:
+    assert burst(own, 40, None) == dict.fromkeys(REPLICAS, 10)
+
+
+def test_a_burst_goes_first_to_those_that_have_least_to_do(own: OwnStreams) -> None:
+    assert burst(own, 12, None, a=8.0, b=8.0) == {"c": 6, "d": 6}
+
+
+def test_a_burst_of_one_persona_stays_together_only_within_the_bound(own: OwnStreams) -> None:
+    taken = burst(own, 40, KEYS[0])
+    assert sum(taken.values()) == 40
+    # 1.25 times the mean of 10, and one.
+    assert max(taken.values()) <= 14
+    assert len(taken) == len(REPLICAS)
+
+
+def test_a_stream_that_is_routed_again_counts_once(own: OwnStreams) -> None:
+    router = new_router()
+    own.begin("s")
+    first_choice = chosen({"affinity": None}, router, "s")[0]
+    # Serve asks again where a replica has refused; the stream itself is no load.
+    assert chosen({"affinity": None}, router, "s")[0] == first_choice
+    assert own.counts() == {first_choice: 1}
+    own.route("s", "b")  # the one that took it
+    assert own.counts() == {"b": 1}
+    own.end("s")
+    own.route("s", "c")  # too late: nobody would end it
+    assert own.counts() == {}

@@ -35,6 +35,11 @@ class CudaDevice:
         free, _ = torch.cuda.mem_get_info(self._device)
         return free
 
+    def total_bytes(self) -> int:
+        """See `Device`."""
+        _, total = torch.cuda.mem_get_info(self._device)
+        return total
+
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """See `Device`."""
         tensor = torch.zeros(shape, dtype=dtype, device=self._device)
@@ -128,6 +133,10 @@ class _Engine:
     @property
     def streamable_weights_size(self) -> int:
         return self._engine.streamable_weights_size
+
+    @property
+    def weights_bytes(self) -> int:
+        return self._engine.get_engine_stat(trt.EngineStat.TOTAL_WEIGHTS_SIZE)
 
     def set_weight_streaming_budget_v2(self, size: int) -> None:
         self._engine.weight_streaming_budget_v2 = size

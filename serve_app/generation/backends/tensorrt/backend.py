@@ -62,6 +62,7 @@ class TensorRTBackend:
         interface: of the graph that it was built from.
         weights_bytes: of weights that may stay on the host, how many are to be on the device; None for
             as many as slots leave room for. Without meaning unless the engine was built so.
+        share: of the device's memory, how much is for this backend; the rest is for other processes.
 
     Attributes:
         device: as given.
@@ -75,6 +76,7 @@ class TensorRTBackend:
         interface: DecoderInterface,
         *,
         weights_bytes: int | None = None,
+        share: float = 1.0,
     ) -> None:
         self.device = device
         self.streamed_bytes = 0
@@ -86,6 +88,7 @@ class TensorRTBackend:
         self._interface = interface
         self._engine = engine
         self._weights_bytes = weights_bytes
+        self._share = share
         self._stream = device.stream()
         self._in_flight: deque[_Step] = deque()
         self._half = 0
@@ -243,10 +246,23 @@ class TensorRTBackend:
             blocks=blocks,
             block_tokens=block_tokens,
             activations=activation_bytes(self._engine),
-            free=self.device.free_bytes(),
+            free=self._room(),
             streamable=self._engine.streamable_weights_size,
             kept=self._weights_bytes,
+            share=self._share,
         )
+
+    def _room(self) -> int:
+        """Return the bytes that this backend may take beside the weights that are loaded.
+
+        Whoever has a share may not count on what is free: another one, which shares the device, may not
+        have started yet, or be starting at the same time.
+        """
+        free = self.device.free_bytes()
+        if self._share >= 1:
+            return free
+        loaded = self._engine.weights_bytes - self._engine.streamable_weights_size
+        return max(0, min(free, int(self._share * self.device.total_bytes()) - loaded))
 
     def _keep_weights(self, size: int) -> None:
         streamable = self._engine.streamable_weights_size

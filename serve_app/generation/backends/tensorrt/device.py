@@ -116,10 +116,14 @@ class DeviceEngine(Protocol):
 
     Attributes:
         streamable_weights_size: bytes of weights that may stay on the host, 0 unless it was built so.
+        weights_bytes: bytes of all its weights.
     """
 
     @property
     def streamable_weights_size(self) -> int: ...  # noqa: D102
+
+    @property
+    def weights_bytes(self) -> int: ...  # noqa: D102
 
     def set_weight_streaming_budget_v2(self, size: int) -> None:
         """Say how many bytes of those weights stay on the device; every run reads the rest from the host.
@@ -158,7 +162,11 @@ class Device(Protocol):
     """One GPU."""
 
     def free_bytes(self) -> int:
-        """Return the memory that is free now."""
+        """Return the memory that is free now, whoever has the rest."""
+        ...
+
+    def total_bytes(self) -> int:
+        """Return all of its memory."""
         ...
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -29,6 +29,7 @@ class MemoryPlan:
         free: what there is.
         streamable: of weights that may stay on the host; none of them is on the device yet.
         kept: of those, what the operator wants on the device, or None for what slots leave room for.
+        share: of the device's memory that this is planned for.
     """
 
     slot: int
@@ -36,6 +37,7 @@ class MemoryPlan:
     free: int
     streamable: int = 0
     kept: int | None = None
+    share: float = 1.0
 
     @classmethod
     def of(
@@ -48,6 +50,7 @@ class MemoryPlan:
         free: int,
         streamable: int = 0,
         kept: int | None = None,
+        share: float = 1.0,
     ) -> MemoryPlan:
         """Reckon.
 
@@ -59,6 +62,7 @@ class MemoryPlan:
             free: what there is once the weights are loaded that can't stay on the host.
             streamable: of weights that can.
             kept: of those, what is to be on the device; None for what slots leave room for.
+            share: of the device's memory that `free` is out of.
         """
         logits = interface.vocab_size * 4
         return cls(
@@ -72,6 +76,7 @@ class MemoryPlan:
             free=free,
             streamable=streamable,
             kept=None if kept is None else min(kept, streamable),
+            share=share,
         )
 
     def slots(self, wanted: int) -> int:
@@ -83,8 +88,9 @@ class MemoryPlan:
         room = max(0, (self.free - self.fixed - (self.kept or 0)) // self.slot)
         if room:
             return min(wanted, room)
+        whose = "The GPU has" if self.share >= 1 else f"A share of {self.share:g} of the GPU has"
         msg = (
-            f"The GPU has {self.free / _GIB:.2f} GiB free beside the model's weights. One slot takes "
+            f"{whose} {self.free / _GIB:.2f} GiB free beside the model's weights. One slot takes "
             f"{self.slot / _GIB:.2f} GiB, and everything but slots {self.fixed / _GIB:.2f} GiB: lower "
             "generator.prefix_cache_mb, prepare the model with a smaller --cache-length, or free memory "
             "on the GPU."
@@ -94,6 +100,8 @@ class MemoryPlan:
                 f"{msg} {self.kept / _GIB:.2f} GiB are for weights: lower generator.gpu_weights_mb, or "
                 "set it to null."
             )
+        elif self.share < 1:
+            msg = f"{msg} Or give the replica more of a GPU: num_gpus, in its ray_actor_options."
         elif not self.streamable:
             msg = f"{msg} A model that is too large for it takes an engine with --weight-streaming."
         raise ConfigError(msg, param="generator.slots")

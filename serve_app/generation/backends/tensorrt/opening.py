@@ -18,7 +18,11 @@ __all__ = ["open_tensorrt"]
 
 
 def open_tensorrt(
-    model: PreparedModel, engines: Path | None, *, weights_bytes: int | None = None
+    model: PreparedModel,
+    engines: Path | None,
+    *,
+    weights_bytes: int | None = None,
+    share: float = 1.0,
 ) -> TensorRTBackend:
     """Load the engine of a prepared model for this machine's GPU.
 
@@ -26,6 +30,7 @@ def open_tensorrt(
         model: one in the standard form.
         engines: folder that machines share engines through; None looks beside the model.
         weights_bytes: see `TensorRTBackend`.
+        share: see `TensorRTBackend`.
 
     Raises:
         GpuUnavailable: there is no driver, or no GPU.
@@ -42,6 +47,7 @@ def open_tensorrt(
         device.load_engine(engine.plan),
         model.manifest.interface,
         weights_bytes=weights_bytes,
+        share=share,
     )
 
 

@@ -41,6 +41,7 @@ class SimulatedDevice:
         memory_bytes: memory that it pretends to have.
         activation_bytes: memory that each profile pretends to work in.
         streamable_bytes: weights that its engines pretend to be able to leave on the host.
+        weights_bytes: weights that its engines pretend to hold beside those.
 
     Attributes:
         launched: pieces of work that were done.
@@ -54,6 +55,7 @@ class SimulatedDevice:
         memory_bytes: int = 1 << 30,
         activation_bytes: int = 1 << 20,
         streamable_bytes: int = 0,
+        weights_bytes: int = 0,
     ) -> None:
         self.launched = 0
         self.fail_at: int | None = None
@@ -61,13 +63,19 @@ class SimulatedDevice:
         self._memory_bytes = memory_bytes
         self._activation_bytes = activation_bytes
         self._streamable_bytes = streamable_bytes
+        self._weights_bytes = weights_bytes
         self._allocations: list[torch.Tensor] = []
         self._engines: list[_Engine] = []
 
     def free_bytes(self) -> int:
         """See `Device`."""
         taken = sum(memory.nbytes for memory in self._allocations)
-        return self._memory_bytes - taken - sum(each.resident_bytes for each in self._engines)
+        weights = sum(self._weights_bytes + each.resident_bytes for each in self._engines)
+        return self._memory_bytes - taken - weights
+
+    def total_bytes(self) -> int:
+        """See `Device`."""
+        return self._memory_bytes
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """See `Device`."""
@@ -100,7 +108,12 @@ class SimulatedDevice:
             msg = f"{path} can't be loaded ({error}); prepare the model anew."
             raise TensorRTEngineError(msg) from error
         engine = _Engine(
-            session, self, self._profiles, self._activation_bytes, self._streamable_bytes
+            session,
+            self,
+            self._profiles,
+            self._activation_bytes,
+            self._streamable_bytes,
+            self._weights_bytes,
         )
         self._engines.append(engine)
         return engine
@@ -203,8 +216,10 @@ class _Engine:
         profiles: Sequence[EngineProfile],
         activation_bytes: int,
         streamable_bytes: int,
+        weights_bytes: int,
     ) -> None:
         self.streamable_weights_size = streamable_bytes
+        self.weights_bytes = weights_bytes + streamable_bytes
         # Nothing is uploaded before somebody says how much.
         self.resident_bytes = 0
         self._session = session
