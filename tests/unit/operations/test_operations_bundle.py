@@ -195,7 +195,7 @@ def test_what_is_no_secret_stays(text: str) -> None:
 def test_masking_takes_a_time_that_grows_with_the_text() -> None:
     """Nothing in a log may make it look at each place again and again."""
     masks = Masks(["swordfish-and-more"])
-    for odd in ("a.b-", "password", "a@b.", "1 2-", "x://", "eyJ", "token="):
+    for odd in ("a.b-", "password", "a@b.", "1 2-", "x://", "x://a:", "0049 ", "eyJ", "token="):
         began = time.perf_counter()
         masks.text(odd * (50_000 // len(odd)))
         assert time.perf_counter() - began < 2.0, odd
