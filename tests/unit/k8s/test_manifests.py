@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from cluster_rules import cluster_faults, secret_references, workloads
-from kustomize import SERVICES, build
+from kustomize import K8S, SERVICES, build, run_kubectl
 from manifest_slips import SLIPS, the
 from ray._private import ray_constants
 from schemas import schema_faults
@@ -289,6 +290,21 @@ def test_readiness_needs_no_other_part_of_the_service() -> None:
     for group in spec["workerGroupSpecs"]:
         probe = group["template"]["spec"]["containers"][0]["readinessProbe"]
         assert probe["httpGet"]["path"] == "/-/healthz"
+
+
+def test_the_overlay_that_the_documents_show_names_your_registry_and_host_alone(
+    tmp_path: Path,
+) -> None:
+    text = (REPOSITORY / "docs" / "kubernetes.md").read_text("utf-8")
+    (shown,) = re.findall(r"```yaml\n(apiVersion: kustomize.*?)```", text, re.DOTALL)
+    shutil.copytree(K8S, tmp_path / "k8s")
+    mine = tmp_path / "k8s" / "overlays" / "mine"
+    mine.mkdir()
+    (mine / "kustomization.yaml").write_text(shown)
+    built = run_kubectl("kustomize", str(mine))
+    assert "registry.example.com" not in built
+    assert "parley.example.com" not in built
+    assert built.count("chat.you.example") == 2
 
 
 @pytest.mark.parametrize("overlay", SERVICES)
