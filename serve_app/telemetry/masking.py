@@ -21,7 +21,7 @@ MASK = "***"
 _SHORTEST_SECRET = 8
 _NAMES = r"(?:passw(?:or)?d|passwd|secret|token(?![a-z])|api[-_]?key|access[-_]?key|private[-_]?key|credential|authorization)"
 _NAMED = re.compile(rf"(?i){_NAMES}")
-_VARIABLE = re.compile(rf"(?i){_NAMES}|(?:^|_)(?:auth|key|url|dsn)$")
+_VARIABLE = re.compile(rf"(?i){_NAMES}|(?:^|_)(?:auth|keys?|url|dsn)$")
 
 _CREDENTIALS = (
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), MASK),
