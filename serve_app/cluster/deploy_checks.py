@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from serve_app.cluster.deploy_imports import IMPORT_PATH, builder_fault, policy_faults
 from serve_app.errors import ConfigError
 from serve_app.models.precision.named import forms_with
 from serve_app.routing.pools import Pool, Served, served_models
@@ -18,7 +19,7 @@ from serve_app.yaml_lines import Fault, KeyPath, as_sentence, unknown_key
 __all__ = ["APPLICATION", "deploy_faults", "position_of"]
 
 APPLICATION = "parley"
-_IMPORT_PATH = "serve_app.app:build"
+_PORTS = range(1, 65536)
 
 
 def deploy_faults(data: dict[str, Any]) -> Iterator[Fault]:
@@ -28,18 +29,27 @@ def deploy_faults(data: dict[str, Any]) -> Iterator[Fault]:
 
     unknown = list(_unknown_keys(ServeDeploySchema, data, ()))
     yield from unknown
+    if not_there := list(policy_faults(data)):
+        yield from not_there
+        return
     try:
         ServeDeploySchema.model_validate(copy.deepcopy(data))
     except ValidationError as error:
         for found in error.errors(include_url=False, include_input=False):
             yield Fault(tuple(found["loc"]), as_sentence(found["msg"]))
         return  # what follows relies on the shape
+    if (port := (data.get("http_options") or {}).get("port", _PORTS[0])) not in _PORTS:
+        yield Fault(
+            ("http_options", "port"),
+            f"{port} is no port; there are {_PORTS[0]} to {_PORTS[-1]}.",
+        )
     position = position_of(data)
     if position is None:
         yield Fault(("applications",), f"no application is named `{APPLICATION}`.")
         return
     application = data["applications"][position]
     path: KeyPath = ("applications", position)
+    yield from builder_fault(application["import_path"], path)
     args = application.get("args") or {}
     wrong = list(_args_faults(args, (*path, "args")))
     yield from wrong
@@ -50,10 +60,15 @@ def deploy_faults(data: dict[str, Any]) -> Iterator[Fault]:
         except ConfigError as error:
             keys = error.param.split(".") if error.param else []
             yield Fault((*path, "args", *keys), error.message.removeprefix(f"{error.param}: "))
+    seen: set[str] = set()
     for place, deployment in enumerate(application.get("deployments", [])):
         here = (*path, "deployments", place)
+        if deployment["name"] in seen:
+            yield Fault((*here, "name"), "stands here twice; write it once.")
+        seen.add(deployment["name"])
+        yield from _runtime_faults(deployment, here)
         yield from _scaling_faults(deployment, here)
-        if models and application["import_path"] == _IMPORT_PATH:
+        if models and application["import_path"] == IMPORT_PATH:
             yield from _pool_faults(deployment, here, models)
     if models and application["import_path"] == _IMPORT_PATH:
         yield from _gpu_faults(application.get("deployments", []), path, models)
@@ -137,6 +152,17 @@ def _models(args: dict[str, Any]) -> tuple[Served, ...]:
         for name, field in Settings.model_fields.items()
     }
     return served_models(Settings.model_construct(**sections))
+
+
+def _runtime_faults(deployment: dict[str, Any], path: KeyPath) -> Iterator[Fault]:
+    """Find keys of a runtime environment that Ray would only warn of, in the log of a worker."""
+    from ray.runtime_env import RuntimeEnv
+
+    known = sorted(name for name in RuntimeEnv.known_fields if not name.startswith("_"))
+    for key in (deployment.get("ray_actor_options") or {}).get("runtime_env") or {}:
+        if key not in known:
+            here = (*path, "ray_actor_options", "runtime_env", key)
+            yield Fault(here, unknown_key(str(key), known))
 
 
 def _scaling_faults(deployment: dict[str, Any], path: KeyPath) -> Iterator[Fault]:

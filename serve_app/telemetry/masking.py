@@ -21,15 +21,22 @@ MASK = "***"
 _SHORTEST_SECRET = 8
 _NAMES = r"(?:passw(?:or)?d|passwd|secret|token(?![a-z])|api[-_]?key|access[-_]?key|private[-_]?key|credential|authorization)"
 _NAMED = re.compile(rf"(?i){_NAMES}")
-_VARIABLE = re.compile(rf"(?i){_NAMES}|(?:^|_)(?:auth|key|url|dsn)$")
+_VARIABLE = re.compile(rf"(?i){_NAMES}|(?:^|_)(?:auth|keys?|url|dsn)$")
 
 _CREDENTIALS = (
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), MASK),
     (re.compile(r"(?i)\b(bearer|basic)(\s+|%20)[\w.~+/=-]{6,}"), rf"\1\2{MASK}"),
-    # user:password@ in any URL, Redis' among them.
+    # user:password@ in any URL, Redis' among them. A password that nobody has escaped may hold / and @.
+    (
+        re.compile(r"(\b[a-zA-Z][\w+.-]{0,20}://)[^\s/@:\"'<>]{0,200}:(?!\d{1,5}(?:[/?#]|$))[^\s\"'<>]{0,500}@"),
+        rf"\1{MASK}@",
+    ),
     (re.compile(r"(\b[a-zA-Z][\w+.-]{0,20}://)[^\s/@\"'<>]{0,500}@"), rf"\1{MASK}@"),
+    # ID:BASE64 of 32 bytes, as PARLEY_ENCRYPTION_KEYS has them.
+    (re.compile(r"\b([\w.-]{1,64}:)[A-Za-z0-9+/]{43}="), rf"\1{MASK}"),
     (re.compile(r"\bpk-[\w-]{6,}"), f"pk-{MASK}"),
-    (re.compile(r"\b(?:sk|hf|ghp|gho|xox[abp])[-_][\w-]{12,}"), MASK),
+    (re.compile(r"\b(?:sk|hf|gh[opsu]|github_pat|glpat|xox[abp])[-_][\w-]{12,}"), MASK),
+    (re.compile(r"\b(?:A[KS]IA[A-Z0-9]{16}|AIza[\w-]{35})(?![\w-])"), MASK),
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), MASK),
     # NAME=value, NAME: value and "name": "value", also in JSON within JSON.
     (
@@ -45,12 +52,15 @@ _CREDENTIALS = (
 # Bounded, and from the beginning of a word alone: a line may be one word of a megabyte.
 _MAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,8}[a-zA-Z]{2,24}\b")
 _ACCOUNT = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b")
-_CARD = re.compile(r"(?<![\w.-])(?:\d[ -]?){12,18}\d(?![\w.-])")
+_CARD = re.compile(r"(?<![\w.-])(?:\d[ -]?){12,18}\d(?![\w-]|\.\d)")
 _PHONES = (
     re.compile(r"(?<![\w+.])\+\d[\d ()./-]{6,18}\d(?!\w)"),
-    re.compile(r"(?<![\w.-])\(?\d{3}\)?[ -]\d{3}[ -]\d{4}(?![\w-])"),
+    re.compile(r"(?<![\w.-])00[1-9]\d?[ /-]\d[\d ()/-]{5,16}\d(?![\w-])"),
+    re.compile(r"(?<![\w.-])\(?\d{3}(?:\)[ .-]?|[ .-])\d{3}[ .-]\d{4}(?![\w-]|\.\d)"),
     re.compile(r"(?<![\w.-])\(0\d{2,4}\)[ /-]?\d{3,8}(?![\w-])"),
-    re.compile(r"(?<![\w.-])1[3-9]\d{9}(?![\w.-])"),  # a mobile telephone in China
+    re.compile(r"(?<![\w.:/-])0[1-9]\d{1,4}[ /-]\d{5,8}(?![\w-]|\.\d)"),
+    # A mobile telephone in China.
+    re.compile(r"(?<![\w.-])1[3-9]\d(?:\d{8}|[ -]\d{4}[ -]\d{4})(?![\w-]|\.\d)"),
 )
 _IPV4 = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
 

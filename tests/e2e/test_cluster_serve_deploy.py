@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import os
 import re
@@ -115,7 +114,6 @@ def ray_cluster(new_home: Callable[[], ClusterHome], receiver: Receiver) -> Iter
         MARK: mark,
         "SPT_NOENV": "1",
         "PARLEY_REDIS_URL": redis.get_secret_value(),
-        "PARLEY_ENCRYPTION_KEYS": f"test:{base64.b64encode(bytes(range(32))).decode()}",
         "PARLEY_INGRESS_MAX_CONCURRENT": str(PLACES),
         "PARLEY_GENERATOR_SLOTS": str(SLOTS),
         "PARLEY_GENERATOR_MAX_QUEUED": str(QUEUED),
@@ -147,6 +145,8 @@ def ray_cluster(new_home: Callable[[], ClusterHome], receiver: Receiver) -> Iter
         receiver,
     )
     try:
+        made = home.run("data", "rotate")  # what docs/operating.md has you do first
+        assert made.returncode == 0, made.stdout + made.stderr
         cluster.command(
             "ray",
             # Room for the replicas of several models, old and new ones.

@@ -17,10 +17,17 @@ from serve_app.settings import OTHER_VARIABLES, Settings
 from serve_app.telemetry import metrics
 
 REPOSITORY = Path(serve_app.__file__).parents[1]
-DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 OPERATING = (REPOSITORY / "docs" / "operating.md").read_text(encoding="utf-8")
 
-FILES = {"dialogue.json", "encryption.json", "model.safetensors", "model.lock", "tokenizer.json"}
+FILES = {
+    "redis.conf",
+    "dialogue.json",
+    "encryption.json",
+    "model.safetensors",
+    "model.lock",
+    "tokenizer.json",
+}
 VARIABLES = OTHER_VARIABLES | {"PARLEY_SECTION_KEY"}  # which stands for any setting
 LINES = {
     f"{document.name}:{number}": line
@@ -91,7 +98,7 @@ def invocations() -> Iterator[tuple[str, list[str]]]:
     for place, line in LINES.items():
         for span in re.findall(r"`((?:\.venv/bin/)?parley [^`]+)`", line):
             yield place, span.split()
-        command = re.match(r"(?:\$ )?(?:[A-Z_]+=\S+ )*((?:\.venv/bin/)?parley .*)", line)
+        command = re.match(r"(?:\$ |    )?(?:[A-Z_]+=\S+ )*((?:\.venv/bin/)?parley .*)", line)
         if command:
             yield place, re.split(r"\s+#|\s*\|", command[1])[0].split()
 

@@ -76,6 +76,7 @@ def test_serve_takes_the_file_that_ships() -> None:
         ("proxy_location:", "proxy_locatoin:", "proxy_locatoin", "did you mean `proxy_location`?"),
         ("  port: 8000", "  prt: 8000", "prt", "did you mean `port`?"),
         ("  port: 8000", "  port: many", "port: many", "valid integer"),
+        ("  port: 8000", "  port: 80000", "port: 80000", "1 to 65535"),
         ("    route_prefix:", "    rute_prefix:", "rute_prefix", "`route_prefix`"),
         ("max_replicas: 2", "max_replica: 2", "max_replica: 2", "did you mean `max_replicas`?"),
         ("num_cpus: 0.1", "num_cpu: 0.1", "num_cpu: 0.1", "did you mean `num_cpus`?"),
@@ -84,6 +85,20 @@ def test_serve_takes_the_file_that_ships() -> None:
         ("target_ttft_s: 2", "target_tfft_s: 2", "target_tfft_s", "did you mean `target_ttft_s`?"),
         ("target_ttft_s: 2.0", "target_ttft_s: soon", "target_ttft_s", "must be a number"),
         ("  utilisation: 0.8", "  utilisation: 8", "  utilisation: 8", "to 1 at most"),
+        (
+            "autoscaling:ScaleByWork",
+            "autoscaling:ScaleByWrok",
+            "ScaleByWrok",
+            "there is no serve_app",
+        ),
+        (
+            "autoscaling:ScaleByWork",
+            "autoscalign:ScaleByWork",
+            "autoscalign:",
+            "there is no serve_app",
+        ),
+        ("app:build", "app:biuld", "app:biuld", "it is serve_app.app:build"),
+        ("            env_vars:", "            env_var:", "env_var:", "did you mean `env_vars`?"),
         ("- name: Dialogue", "- name: Dialog", "- name: Dialog", "no deployment of that name"),
         ("        slots: 32", "        slot: 32", "slot: 32", "did you mean `slots`?"),
         ("        slots: 32", "        slots: -1", "slots: -1", "greater than 0"),
@@ -157,6 +172,25 @@ def test_a_fault_among_several_models_is_named_with_file_and_line(
     lines = file.read_text().splitlines()
     places = [f"{file}:{n}: " for n, line in enumerate(lines, 1) if key in line]
     assert any(place in told for place in places), told
+
+
+def test_a_deployment_that_stands_there_twice_is_named_where_it_is_repeated(edited) -> None:
+    file = edited("- name: Dialogue", "- name: Ingress")
+    told = refusal(file)
+    second = [
+        n for n, line in enumerate(file.read_text().splitlines(), 1) if "name: Ingress" in line
+    ][1]
+    assert f"{file}:{second}: " in told
+    assert "write it once" in told
+
+
+@pytest.mark.parametrize("initial", [0, 3])
+def test_no_replica_can_begin_outside_of_its_bounds(edited, initial: int) -> None:
+    bounds = "max_replicas: 2"
+    file = edited(bounds, f"{bounds}\n          initial_replicas: {initial}")
+    told = refusal(file)
+    assert f"{file}:{line_of(file, 'autoscaling_config')}: " in told
+    assert f"initial_replicas ({initial})" in told
 
 
 def test_a_pool_beside_others_may_not_go_to_no_replica(edited) -> None:

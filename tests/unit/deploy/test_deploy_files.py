@@ -47,7 +47,7 @@ def test_every_deployment_of_its_models_and_pools_is_described(name: str) -> Non
     assert {*deployments_of(file_of(name))} == wanted
 
 
-@pytest.mark.parametrize("name", ["several-models", "gpu", "gpu-pool"])
+@pytest.mark.parametrize("name", FILES)
 def test_every_value_is_explained_where_it_stands_first(name: str) -> None:
     explained, silent, before = {"name"}, [], ""
     for line in file_of(name).read_text(encoding="utf-8").splitlines():

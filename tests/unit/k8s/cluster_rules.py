@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from foreign_names import foreign_name_faults
 from network import Network
+from spreading import spreading_faults
 
 __all__ = ["KUBERAY_LABELS", "Workload", "cluster_faults", "secret_references", "workloads"]
 
@@ -118,9 +120,11 @@ def cluster_faults(manifests: list[Manifest], secrets: dict[str, set[str]]) -> l
         *_confirmed_writes(pods),
         *_selectors(manifests, pods),
         *_budgets(manifests, pods),
+        *spreading_faults(manifests, pods),
         *_containers(pods),
         *_pod_security(manifests, pods),
         *_kuberay(manifests),
+        *foreign_name_faults(manifests, pods),
         *_edge(manifests),
         *Network(manifests, pods).faults(),
     ]
@@ -285,6 +289,11 @@ def _pod_security(manifests: list[Manifest], pods: list[Workload]) -> Iterator[s
             yield f"{workload.name} may run as root"
         if security.get("seccompProfile", {}).get("type") != "RuntimeDefault":
             yield f"{workload.name} has no seccomp profile"
+        asks_api = (
+            workload.labels.get("app.kubernetes.io/component") == "ray-head"
+        )  # the autoscaler
+        if not asks_api and pod.get("automountServiceAccountToken") is not False:
+            yield f"{workload.name} gets a token of the API server, and needs none"
         if any(pod.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")):
             yield f"{workload.name} shares a namespace of its host"
         for volume in pod.get("volumes") or []:
@@ -331,6 +340,8 @@ def _kuberay(manifests: list[Manifest]) -> Iterator[str]:
         head = cluster["headGroupSpec"]
         if head.get("rayStartParams", {}).get("num-cpus") != "0":
             yield "replicas could run on the head"
+        if spec.get("excludeHeadPodFromServeSvc") is not True:
+            yield "the head would be sent requests, and serves nobody"
         if set(head["rayStartParams"]) & {"redis-password", "redis-username"}:
             yield "Redis' user belongs into gcsFaultToleranceOptions"
         for template in (head["template"], *(g["template"] for g in cluster["workerGroupSpecs"])):

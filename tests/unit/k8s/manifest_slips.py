@@ -259,7 +259,69 @@ SLIPS: dict[str, tuple[Callable[[Manifests], None], str]] = {
         _drop("NetworkPolicy", "workers-from-gateway"),
         "parley-gateway can't reach parley-cpu",
     ),
-    # budgets, security, resources
+    # names of others'
+    "a variable that Ray doesn't read": (
+        _set("RayService", None, f"{WORKER}/containers/0/env/3/name", "RAY_REDIS_CA_CRT"),
+        "Ray knows no RAY_REDIS_CA_CRT",
+    ),
+    "a probe that asks nobody": (
+        _set("RayService", None, f"{WORKER}/containers/0/startupProbe/httpGet/path", "/healthz"),
+        "nothing answers startupProbe",
+    ),
+    "a readiness that nobody tells": (
+        _set("RayService", None, f"{WORKER}/containers/0/readinessProbe/httpGet/path", "/-/health"),
+        "nothing answers readinessProbe",
+    ),
+    "no startup probe": (
+        _set("RayService", None, f"{WORKER}/containers/0/startupProbe", None),
+        "has no startupProbe",
+    ),
+    "a home that is lost": (
+        _set("RayService", None, f"{WORKER}/containers/0/volumeMounts/0/mountPath", "/var/lib/x"),
+        "PARLEY_HOME is on no volume",
+    ),
+    "an edge of a class that nobody has": (
+        _set("Gateway", None, "spec/gatewayClassName", "istoi"),
+        "there is no GatewayClass istoi",
+    ),
+    "a scrape of another path": (
+        _set("PodMonitor", "parley", "spec/podMetricsEndpoints/0/path", "/metric"),
+        "nothing answers at /metric",
+    ),
+    "metrics at another port": (
+        _served_instead("port: 9464", "port: 9465"),
+        "nothing answers at the port parley-metrics",
+    ),
+    "another Ray": (_set("RayService", None, f"{CLUSTER}/rayVersion", "2.59.0"), "rayVersion"),
+    "a head that is sent requests": (
+        _set("RayService", None, "spec/excludeHeadPodFromServeSvc", None),
+        "the head would be sent requests",
+    ),
+    "no state outside of the head": (
+        _set("RayService", None, f"{CLUSTER}/gcsFaultToleranceOptions", None),
+        "Ray's own state needs a Redis",
+    ),
+    # spreading, budgets, security, resources
+    "workers on one node": (
+        _set("RayService", None, f"{WORKER}/topologySpreadConstraints", None),
+        "parley-cpu: all pods may lie on one node",
+    ),
+    "all Redis on one node": (
+        _set("StatefulSet", None, "spec/template/spec/topologySpreadConstraints", None),
+        "parley-redis: all pods may lie on one node",
+    ),
+    "workers without a budget": (
+        _drop("PodDisruptionBudget", "parley-workers"),
+        "parley-cpu: no budget keeps",
+    ),
+    "Redis without a budget": (
+        _drop("PodDisruptionBudget", "parley-redis"),
+        "parley-redis: no budget keeps",
+    ),
+    "a worker that could ask the API server": (
+        _set("RayService", None, f"{WORKER}/automountServiceAccountToken", None),
+        "gets a token of the API server",
+    ),
     "a budget that can never be met": (
         _set("PodDisruptionBudget", "parley-workers", "spec/minAvailable", 4),
         "keeps 4 of 4 pods",

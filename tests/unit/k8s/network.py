@@ -135,7 +135,9 @@ class Network:
         """Return the pods behind the Service that Ray is told is Redis; Parley's URL names it too."""
         hosts = {
             urlsplit(
-                one["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]["redisAddress"]
+                one["spec"]["rayClusterConfig"]
+                .get("gcsFaultToleranceOptions", {})
+                .get("redisAddress", "")
             ).hostname
             for one in self._ray_services
         }

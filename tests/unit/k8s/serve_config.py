@@ -37,6 +37,7 @@ def serve_faults(ray_service: Manifest, folder: Path) -> list[str]:
         *_places(deployment.config, ray_service),
         *_times(deployment.config, ray_service),
         *_mounts(deployment.config, ray_service),
+        *_metrics(deployment.config, ray_service),
     ]
 
 
@@ -103,6 +104,16 @@ def _times(config: Manifest, ray_service: Manifest) -> Iterator[str]:
 
 def _environment(template: Manifest) -> dict[str, str]:
     return {one["name"]: one.get("value", "") for one in template["spec"]["containers"][0]["env"]}
+
+
+def _metrics(config: Manifest, ray_service: Manifest) -> Iterator[str]:
+    """What Prometheus scrapes is where the nodes answer."""
+    answered = _application(config)["args"]["metrics"]["port"]
+    for group in ray_service["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
+        container = group["template"]["spec"]["containers"][0]
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        if ports.get("parley-metrics") != answered:
+            yield f"{group['groupName']}: nothing answers at the port parley-metrics"
 
 
 def _mounts(config: Manifest, ray_service: Manifest) -> Iterator[str]:

