@@ -70,7 +70,7 @@ def deploy_faults(data: dict[str, Any]) -> Iterator[Fault]:
         yield from _scaling_faults(deployment, here)
         if models and application["import_path"] == IMPORT_PATH:
             yield from _pool_faults(deployment, here, models)
-    if models and application["import_path"] == _IMPORT_PATH:
+    if models and application["import_path"] == IMPORT_PATH:
         yield from _gpu_faults(application.get("deployments", []), path, models)
 
 
