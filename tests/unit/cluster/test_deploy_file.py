@@ -88,7 +88,7 @@ def test_serve_takes_the_file_that_ships() -> None:
         ("        slots: 32", "        slot: 32", "slot: 32", "did you mean `slots`?"),
         ("        slots: 32", "        slots: -1", "slots: -1", "greater than 0"),
         ("      generator:", "      genrator:", "genrator:", "did you mean `generator`?"),
-        ("precision: int8", "precision: int9", "precision: int9", "'int8' or 'fp8'"),
+        ("precision: int8", "precision: int9", "precision: int9", "'int8-w8a8' or 'fp8-w8a8'"),
         ("        slots: 32", "        slots: 3\n        slots: 4", "slots: 4", "twice"),
         ("encoding: TEXT", "encodin: TEXT", "encodin", "Extra inputs"),
         (
