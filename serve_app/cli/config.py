@@ -62,9 +62,10 @@ def check(
         own = model.settings.model
         precisions = " and ".join(pool.settings.model.precision for pool in model.pools)
         served.append(f"{f'{own.name}: ' if own.name else ''}{own.source} ({precisions})")
+    gpus = f" and {deployment.gpus:g} GPUs" if deployment.gpus else ""
     say(
         f"{file} is fine: it serves {', '.join(served)} at {deployment.url} "
-        f"and needs up to {deployment.cpus} of Ray's CPUs."
+        f"and needs up to {deployment.cpus} of Ray's CPUs{gpus}."
     )
     for note in notes:
         say(note, "yellow")

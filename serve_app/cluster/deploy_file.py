@@ -68,6 +68,7 @@ class Deployment:
         host: address that HTTP listens on.
         port: port that HTTP listens on.
         cpus: CPUs that Ray must believe in for every replica to find a place.
+        gpus: GPUs that all replicas together take at most, parts of them as they are.
     """
 
     file: Path
@@ -76,6 +77,7 @@ class Deployment:
     host: str
     port: int
     cpus: int
+    gpus: float
 
     @property
     def models(self) -> tuple[Served, ...]:
@@ -141,9 +143,9 @@ def load_deployment(file: Path | None = None, overrides: Overrides | None = None
         for name in (model.tokenizer, *(pool.deployment for pool in model.pools)):
             _deployment(application, name)
     _share_cores(application, models)
-    return Deployment(
-        source.file, config, settings, host, port, math.ceil(_cpus(config["applications"]))
-    )
+    cpus = max(_cores(), math.ceil(_most(config["applications"], "num_cpus", 1.0)))
+    gpus = _most(config["applications"], "num_gpus", 0.0)
+    return Deployment(source.file, config, settings, host, port, cpus, gpus)
 
 
 def without_inherited(config: dict[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
@@ -289,13 +291,21 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _cpus(applications: list[dict[str, Any]]) -> float:
-    # Ray's CPUs are a count, not cores: on one machine every replica shares them anyway.
+def _most(applications: list[dict[str, Any]], resource: str, unsaid: float) -> float:
+    """Return what all replicas take at most of one of Ray's resources.
+
+    Ray's CPUs are a count, not cores: on one machine every replica shares them anyway.
+
+    Args:
+        applications: what Serve is to deploy.
+        resource: a key of `ray_actor_options`.
+        unsaid: what Ray takes where nothing is said.
+    """
     wanted = 0.0
     for application in applications:
         for deployment in application.get("deployments", []):
             _, most = _replicas(deployment)
             options = deployment.get("ray_actor_options") or {}
-            share = options.get("num_cpus")
-            wanted += most * (1.0 if share is None else share)
-    return max(float(_cores()), wanted)
+            share = options.get(resource)
+            wanted += most * (unsaid if share is None else share)
+    return wanted

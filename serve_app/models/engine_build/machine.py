@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from serve_app.errors import GpuUnavailable, TensorRTUnavailable
 from serve_app.gpu.driver import Gpu, read_driver
 from serve_app.gpu.tensorrt_package import require_supported, tensorrt_version
 from serve_app.models.engine_build.compiler import EngineCompiler
@@ -37,9 +38,21 @@ def open_machine() -> Machine:
         GpuUnavailable: there is no driver, or no GPU.
         TensorRTUnavailable: TensorRT is not there or not whole, or has nothing for the GPU.
     """
-    gpu = read_driver().gpus[0]
+    try:
+        gpu = read_driver().gpus[0]
+    except GpuUnavailable as error:
+        raise GpuUnavailable(f"{error.message}{_tensorrt_too()}") from error
     require_supported(gpu)
     tensorrt_version()
     from serve_app.models.engine_build.tensorrt_adapter import TensorRTCompiler
 
     return Machine(gpu, TensorRTCompiler())
+
+
+def _tensorrt_too() -> str:
+    """Say what TensorRT lacks, for whoever lacks a GPU as well: all of it is to be got at once."""
+    try:
+        tensorrt_version()
+    except TensorRTUnavailable as error:
+        return f" {error.message}"
+    return ""

@@ -75,6 +75,9 @@ def test_a_pool_of_gpus_serves_a_large_and_a_small_model() -> None:
         for name, each in deployments_of(file_of("gpu-pool")).items()
     }
     assert (gpus["Generator"], gpus["Generator-small"]) == (1, 0.5)
+    assert loaded.gpus == 8 * 1 + 4 * 0.5
+    checked = CliRunner().invoke(app, ["config", "check", str(file_of("gpu-pool"))])
+    assert "and 10 GPUs." in " ".join(checked.output.split())
     for model in loaded.models:
         engine = model.settings.generator
         assert engine.max_cached_tokens == engine.slots * engine.max_len

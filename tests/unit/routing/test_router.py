@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from serve_app.generation.deployment import Generator
 from serve_app.messages.generation import GenerateRequest, SamplingParams
 from serve_app.routing import router as routing
 from serve_app.routing.own_streams import OwnStreams
@@ -181,3 +184,28 @@ def test_a_stream_that_is_routed_again_counts_once(own: OwnStreams) -> None:
     own.end("s")
     own.route("s", "c")  # too late: nobody would end it
     assert own.counts() == {}
+
+
+_ELSEWHERE = """
+import sys
+from ray import cloudpickle
+from serve_app.routing.own_streams import own_streams
+
+copied = cloudpickle.loads(sys.stdin.buffer.read())
+assert "serve_app.routing.router" not in sys.modules
+known = copied.choose_replicas.__globals__["own_streams"]()
+print(known is own_streams())
+"""
+
+
+def test_the_copy_of_the_router_that_serve_makes_counts_what_its_process_counts() -> None:
+    config = Generator._deployment_config.request_router_config  # type: ignore[attr-defined]
+    done = subprocess.run(
+        [sys.executable, "-c", _ELSEWHERE],
+        input=config.get_serialized_request_router_cls(),
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout == b"True\n"
