@@ -266,7 +266,9 @@ class InProcessService:
         while killed != self.killed["Redis"]:  # else again while it started
             killed = self.killed["Redis"]
             try:
-                await asyncio.to_thread(self.redis.start)
+                url = await asyncio.to_thread(self.redis.start)
+                if url != self._url:
+                    logger.error("Redis has started where nobody looks for it: its port was taken.")
             except StateUnavailable as error:
                 if killed == self.killed["Redis"]:  # it was not killed while it started
                     logger.error("Redis has not started: %s", error.message)
