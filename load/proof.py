@@ -60,7 +60,7 @@ def proof(
     total = History()
     with tempfile.TemporaryDirectory(prefix="parley-proof-") as folder:
         os.environ["PARLEY_HOME"] = folder  # no service that runs here is meant
-        for name in ("ray.serve", "asyncio"):  # what they say is in the history
+        for name in ("ray.serve", "asyncio", "load"):  # what they say is in the history
             logging.getLogger(name).propagate = False
             logging.getLogger(name).handlers = [logging.NullHandler()]
         machine = _machine(Setup(Path(folder), clients=clients, kills=kills), total, operations)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -40,6 +41,8 @@ from serve_app.state.server import RedisServer
 from serve_app.tokenization.tokenizer import ChatTokenizer
 
 __all__ = ["KINDS", "MODEL", "InProcessService", "Kind", "Tokens"]
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["Generator", "Ingress", "Dialogue", "Tokenizer"]
 KINDS: tuple[Kind, ...] = ("Generator", "Ingress", "Dialogue", "Tokenizer")
@@ -263,9 +266,16 @@ class InProcessService:
         while killed != self.killed["Redis"]:  # else again while it started
             killed = self.killed["Redis"]
             try:
-                await asyncio.to_thread(self.redis.start)
-            except StateUnavailable:
+                url = await asyncio.to_thread(self.redis.start)
+                if url != self._url:
+                    logger.error("Redis has started where nobody looks for it: its port was taken.")
+            except StateUnavailable as error:
+                if killed == self.killed["Redis"]:  # it was not killed while it started
+                    logger.error("Redis has not started: %s", error.message)
                 killed = -1
+            except Exception:
+                logger.exception("Redis can't be started.")
+                raise
         self._redis_is_awaited = False
 
     def _add(self, kind: Kind) -> None:

@@ -20,6 +20,7 @@ from load.proving.clients import Clients
 from load.proving.history import History, LoggedErrors
 from load.proving.oracle import Oracle, talkative
 from load.proving.requests import PATIENCE_S
+from load.proving.standing import standing
 from load.proving.turns import Conversation, Tenant, Turn
 from load.proving.verdict import Verdict
 from serve_app.settings import Settings
@@ -27,7 +28,7 @@ from serve_app.state.connection import Operation
 
 __all__ = ["Broken", "Run", "Setup"]
 
-_loggers = [logging.getLogger(name) for name in ("ray.serve", "asyncio")]
+_loggers = [logging.getLogger(name) for name in ("ray.serve", "asyncio", "load")]
 
 _CONTEXT = 8192
 _SETTINGS: dict[str, Any] = {
@@ -215,6 +216,8 @@ class Run:
                 outcome = await work
         except Exception as error:  # noqa: BLE001  (of the client's own making too: it is as bad)
             outcome = "broke"
+            if isinstance(error, TimeoutError):
+                self.history.note("\n".join(["at work:", *standing()]))
             self.history.check(
                 "every request gets a foreseen answer",
                 kept=False,

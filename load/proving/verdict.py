@@ -6,13 +6,13 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Iterable
-from typing import Any
 
 from load.in_process.exchange import ConnectionLost
 from load.proving.clients import Clients
 from load.proving.history import History
 from load.proving.oracle import Oracle
 from load.proving.requests import PATIENCE_S
+from load.proving.standing import standing
 from load.proving.stored import Place, Said, stored_of
 from load.proving.telling import Telling
 from load.proving.turns import Conversation, Turn
@@ -91,8 +91,7 @@ class Verdict:
             self._history.check(
                 "every stream has one last event", kept=False, what="replicas come to no rest"
             )
-            for task in asyncio.all_tasks():
-                self._history.note(f"at work: {_where(task)}")
+            self._history.note("\n".join(["at work:", *standing()]))
 
     def _owned(self, tenant: str, places: Iterable[Place]) -> None:
         for place in places:
@@ -308,16 +307,6 @@ def _known_to(line: list[Said]) -> list[list[Said]]:
 def _behind(earlier: Turn, later: Turn, ends: dict[str, list[Said]]) -> bool:
     """Say whether one turn is on the line that ends in another."""
     return any(item.response == earlier.response for item in ends[later.response or ""])
-
-
-def _where(task: asyncio.Task[Any]) -> str:
-    """Return where a task stands, from its outermost function to what it waits in."""
-    names = []
-    work: Any = task.get_coro()
-    while work is not None and (code := getattr(work, "cr_code", None)) is not None:
-        names.append(f"{code.co_qualname}:{work.cr_frame.f_lineno if work.cr_frame else 0}")
-        work = work.cr_await
-    return " > ".join(names)
 
 
 async def _all(works: Iterable[Awaitable[None]]) -> None:
