@@ -65,7 +65,7 @@ def ray_targets(cluster: ClusterHome) -> Path:
 def scraping(cluster: ClusterHome, prometheus: str, tmp_path: Path) -> Iterator[Prometheus]:
     """The Prometheus that scrapes the shared cluster's node, and Ray's own metrics."""
     settings = {
-        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "global": {"scrape_interval": "4s", "scrape_timeout": "4s", "evaluation_interval": "1s"},
         "rule_files": [str(MONITORING / "prometheus" / "rules.yaml")],
         "scrape_configs": [
             {

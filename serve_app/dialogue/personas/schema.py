@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from serve_app.dialogue.nlu.understanding import Emotion, EntityKind, Sentiment
-from serve_app.settings import Positive
+from serve_app.settings.section import Positive
 
 __all__ = [
     "ANY_LANGUAGE",

@@ -81,8 +81,9 @@ def test_a_streamed_chat_tells_its_account_in_its_last_event(http: httpx.Client)
     assert (last["choices"], last["usage"]) == ([], None)
     account = last["parley"]["timing"]
     assert_sums_up(account)
-    assert account["total_ms"] <= took_ms
-    assert stages(account)["decode"][1] > 22 * 10  # so long its steps take at least
+    assert account["total_ms"] == pytest.approx(took_ms, rel=0.1)
+    # So long its steps take at least.
+    assert 22 * 10 < stages(account)["decode"][1] < account["total_ms"]
     assert 0 < account["first_token_ms"] < account["total_ms"]
 
 
