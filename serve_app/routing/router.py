@@ -25,12 +25,14 @@ def rank_replicas(
     affinity: str | None,
     load: Mapping[str, float],
     home: str | None = None,
+    *,
+    slots: Mapping[str, float] | None = None,
 ) -> list[str]:
     """Order replicas from the best choice to the last.
 
     A stream with an affinity key prefers the replica that had its key last, else the one that
-    rendezvous hashing gives the key, as long as that replica isn't loaded beyond `LOAD_BOUND`;
-    everything else goes by load.
+    rendezvous hashing gives the key, as long as that replica isn't loaded beyond `LOAD_BOUND` and has a
+    free slot where any has; everything else goes where the largest share of the slots is free.
 
     Args:
         replicas: unique ids of the replicas that may be chosen.
@@ -38,8 +40,13 @@ def rank_replicas(
         load: streams running and waiting per replica, `LOST_LOAD` for one to be avoided; a replica that is
             missing has none.
         home: the replica that had the key last, if anybody knows.
+        slots: most streams that run at once per replica; all count the same unless all are known.
     """
-    by_load = sorted(replicas, key=lambda replica: (load.get(replica, 0.0), _weight(replica, "")))
+    slots = slots or {}
+    known = all(slots.get(replica, 0) > 0 for replica in replicas)
+    room = {replica: slots[replica] if known else 1.0 for replica in replicas}
+    taken = {replica: load.get(replica, 0.0) / room[replica] for replica in replicas}
+    by_load = sorted(replicas, key=lambda replica: (taken[replica], _weight(replica, "")))
     if affinity is None or len(by_load) < 2:
         return by_load
     if home is not None and home in replicas:
@@ -47,10 +54,11 @@ def rank_replicas(
     else:
         preferred = max(replicas, key=lambda replica: _weight(replica, affinity))
     # What is said of those to be avoided is no load, and would make any other look small.
-    loads = [load.get(replica, 0.0) for replica in replicas]
-    real = [one for one in loads if one < LOST_LOAD]
-    mean = sum(real) / len(real) if real else 0.0
-    if load.get(preferred, 0.0) > LOAD_BOUND * mean + 1:
+    real = [replica for replica in replicas if load.get(replica, 0.0) < LOST_LOAD]
+    of_all = sum(room[replica] for replica in real)
+    mean = sum(load.get(replica, 0.0) for replica in real) / of_all if real else 0.0
+    full = known and taken[preferred] >= 1 > taken[by_load[0]]
+    if full or load.get(preferred, 0.0) > LOAD_BOUND * mean * room[preferred] + 1:
         return by_load
     return [preferred, *(replica for replica in by_load if replica != preferred)]
 
@@ -124,7 +132,10 @@ class GeneratorRouter(RequestRouter):  # type: ignore[misc]
         }
         affinity = call.get("affinity")
         home = self._homes.get(affinity) if affinity else None
-        ranked = rank_replicas(list(by_id), affinity, load, home)
+        slots = {
+            name: float(replica.routing_stats.get("slots", 0)) for name, replica in by_id.items()
+        }
+        ranked = rank_replicas(list(by_id), affinity, load, home, slots=slots)
         if stream is not None and ranked:
             own_streams().route(stream, ranked[0])
         if affinity and ranked:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from serve_app.errors import TensorRTEngineError
 from serve_app.gpu.driver import Gpu
 from serve_app.models.engine_build.options import BuildOptions
-from serve_app.models.engine_build.profiles import EngineProfile, ProfileName
+from serve_app.models.engine_build.profiles import EngineProfile
 from serve_app.models.manifest import MANIFEST_FILE, FileEntry
 
 __all__ = [
@@ -111,17 +111,10 @@ class EngineManifest(_Part):
         """Whether the runtime must be told that the plan may run code of its own on the host."""
         return self.options.version_compatible
 
-    def profile(self, name: ProfileName) -> tuple[int, EngineProfile]:
-        """Return the number and the shapes of a profile.
-
-        Raises:
-            TensorRTEngineError: the engine has no such profile.
-        """
-        for number, profile in enumerate(self.profiles):
-            if profile.name == name:
-                return number, profile
-        msg = f"The engine of {self.model} has no profile {name}; `parley model build` makes one that has."
-        raise TensorRTEngineError(msg)
+    @property
+    def decodes(self) -> bool:
+        """Whether it has the profiles that a replica runs, in their order; see `decoder_profiles`."""
+        return [profile.name for profile in self.profiles] == ["prefill", "decode"]
 
     @property
     def folder_name(self) -> str:

@@ -61,7 +61,7 @@ class Engine:
         Args:
             model_sha256: hash of the model that it must hold.
             environment: TensorRT and GPU of this machine.
-            to_run: refuse a stripped one too, which can be refitted and not run.
+            to_run: refuse what no replica can run too: a stripped one, or one with profiles of somebody's own.
 
         Raises:
             TensorRTEngineError: with everything that differs, and what to do.
@@ -69,6 +69,8 @@ class Engine:
         faults = [*self.manifest.misfits(model_sha256, environment)]
         if to_run and self.manifest.needs_weights:
             faults.append("it was built without its weights, which `parley model refit` puts in")
+        if to_run and not self.manifest.decodes:
+            faults.append("its profiles are others than prefill and decode, which a replica runs")
         if not self.whole:
             faults.append(f"{PLAN_FILE} is missing, or not as long as it was")
         if faults:
@@ -113,10 +115,6 @@ class EngineStore:
             shared: folder that several machines take engines from; None keeps them beside the graph.
         """
         return cls(model_folder / "engines" if shared is None else shared / model_sha256[:16])
-
-    def list(self) -> tuple[Engine, ...]:
-        """Return every engine with a readable manifest, by folder name."""
-        return tuple(found for found in self._scan() if isinstance(found, Engine))
 
     def find(self, model_sha256: str, environment: EngineEnvironment) -> Engine:
         """Return the newest engine that fits.

@@ -94,3 +94,11 @@ def test_nothing_happens_before_somebody_waits_and_pinned_memory_holds_poison_un
 
 def fill(tensor: torch.Tensor, value: float) -> None:
     tensor.fill_(value)
+
+
+def test_weights_that_do_not_fit_beside_what_is_taken_are_refused(folder: Path) -> None:
+    device = simulated_device(memory_bytes=1000, streamable_bytes=5000)
+    engine = device.load_engine(folder / GRAPH_FILE)
+    engine.set_weight_streaming_budget_v2(1000)
+    with pytest.raises(DeviceFault, match="1001 bytes are wanted for weights"):
+        engine.set_weight_streaming_budget_v2(1001)

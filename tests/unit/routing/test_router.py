@@ -67,6 +67,29 @@ def test_replicas_to_be_avoided_are_no_reason_to_load_another_one_more() -> None
     assert first(REPLICAS, key, dict.fromkeys(REPLICAS, float(LOST_LOAD)) | {idle: 5.0}) == idle
 
 
+def test_a_replica_with_fewer_slots_gets_fewer_streams() -> None:
+    slots = {"a": 64.0, "b": 64.0, "c": 64.0, "d": 16.0}  # d shares its GPU
+    load = {"a": 12.0, "b": 13.0, "c": 14.0, "d": 4.0}
+    assert rank_replicas(REPLICAS, None, load, slots=slots) == ["a", "b", "c", "d"]
+    # As a home it may be taken by 1.25 times what all are, and one stream.
+    assert rank_replicas(REPLICAS, "key", load, "d", slots=slots)[0] == "d"
+    assert rank_replicas(REPLICAS, "key", load | {"d": 6.0}, "d", slots=slots)[0] == "a"
+
+
+def test_a_home_without_a_free_slot_is_left_only_while_another_has_one() -> None:
+    slots = dict.fromkeys(REPLICAS, 8.0)
+    load = dict.fromkeys(REPLICAS, 7.0)
+    assert rank_replicas(REPLICAS, "key", load | {"b": 8.0}, "b", slots=slots)[0] != "b"
+    full = dict.fromkeys(REPLICAS, 8.0)
+    assert rank_replicas(REPLICAS, "key", full | {"b": 9.0}, "b", slots=slots)[0] == "b"
+
+
+def test_slots_count_once_every_replica_has_published_its_own() -> None:
+    load = {"a": 2.0, "b": 1.0, "c": 3.0, "d": 4.0}
+    slots = {"a": 64.0, "b": 2.0, "c": 64.0}
+    assert rank_replicas(REPLICAS, None, load, slots=slots) == ["b", "a", "c", "d"]
+
+
 @pytest.mark.parametrize("key", [None, KEYS[0]])
 def test_what_is_not_preferred_goes_by_load(key: str | None) -> None:
     load = {"a": 3.0, "b": 1.0, "c": 2.0}  # none is known of d

