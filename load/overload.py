@@ -16,6 +16,7 @@ from load.http_client import Address
 from load.open_loop import measure_rate, open_table, prompts_for
 from load.own_cluster import own_cluster
 from load.prompts import PromptShape
+from load.punctual import punctual
 from load.report import console, write_json
 from load.resources import Resources
 from load.supply import Plan
@@ -165,7 +166,8 @@ async def _carried(
     """Return the requests per second that keep every slot busy: what a closed loop gets answered."""
     workload = Workload(turns=1, output_tokens=output_tokens, seed=seed)
     options.say_level("what it can carry", slots)
-    (level,) = await chats.measure(target, workload, Plan((slots,), duration_s=seconds / 2))
+    with punctual():
+        (level,) = await chats.measure(target, workload, Plan((slots,), duration_s=seconds / 2))
     return level.requests_per_s
 
 
