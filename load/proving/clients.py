@@ -12,7 +12,7 @@ from load.in_process.service import MODEL
 from load.proving.conversing import Conversing
 from load.proving.reading import Reading
 from load.proving.requests import AGAIN, code_of
-from load.proving.turns import Tenant, Turn
+from load.proving.turns import Outcome, Tenant, Turn
 
 __all__ = ["Clients"]
 
@@ -41,7 +41,7 @@ class Clients(Conversing, Reading):
         late = place is not None and place.deleted_at is not None
         settled = turn.settled and not turn.may_be_gone
         other = turn.follows or turn.replaces
-        lost = other is not None and other.may_be_nowhere
+        before = None if other is None else (other.outcome, other.may_be_nowhere)
         turn.sends += 1
         turn.in_flight += 1
         try:
@@ -64,23 +64,28 @@ class Clients(Conversing, Reading):
                 turn.cut()
                 return "cut"
             code = code_of(body)
-            kept = code in AGAIN or self._may_refuse(turn, code, settled=settled, lost=lost)
+            kept = code in AGAIN or self._may_refuse(turn, code, settled=settled, before=before)
             self.foreseen(kept, turn.name, exchange.status, body)
             turn.refused(code)
             return code
         finally:
             turn.in_flight -= 1
 
-    def _may_refuse(self, turn: Turn, code: str, *, settled: bool, lost: bool) -> bool:
+    def _may_refuse(
+        self, turn: Turn, code: str, *, settled: bool, before: tuple[Outcome, bool] | None
+    ) -> bool:
         """Say whether a turn may be answered with an error.
 
         Args:
             turn: what was sent.
             code: the error's.
             settled: whether it had ended, and nobody had it forgotten, when it was sent.
-            lost: whether what it continues or replaces need not have been there then.
+            before: how what it continues or replaces had ended then, and whether that need not have
+                been there; None where it does neither.
         """
         other = turn.follows or turn.replaces
+        now = None if other is None else (other.outcome, other.may_be_nowhere)
+        known = [one for one in (before, now) if one is not None]
         match code:
             case "idempotency_in_flight":
                 # What made it may still be at that when its end is known from elsewhere.
@@ -95,9 +100,9 @@ class Clients(Conversing, Reading):
             case "response_cancelled":
                 return not settled and (turn.cancel_asked or turn.interruptible)
             case "response_unfinished":
-                return not settled and other is not None and other.outcome != "stored"
+                return not settled and any(outcome != "stored" for outcome, _ in known)
             case "response_not_found":
-                absent = lost or (other is not None and other.may_be_nowhere)
+                absent = any(nowhere for _, nowhere in known)
                 return turn.may_be_gone or (not settled and absent)
         return False
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import random
 import re
 import secrets
 import shutil
@@ -280,7 +279,9 @@ class RedisServer:
             last = 0
         if last and self._becomes_free(last):
             return last
-        return next(port for port in random.sample(_PORTS, len(_PORTS)) if _is_free(port))
+        # Not by the process' own generator: those that seed it alike would all take the same.
+        by_chance = secrets.SystemRandom().sample(_PORTS, len(_PORTS))
+        return next(port for port in by_chance if _is_free(port))
 
     def _becomes_free(self, port: int) -> bool:
         """Give the system time to take a port back from a server that was killed just now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import platform
+import random
 import signal
 import socket
 import stat
@@ -208,6 +209,14 @@ def test_a_port_that_a_killed_server_still_holds_is_waited_for(own_redis: RedisS
         threading.Timer(0.3, holder.close).start()
         assert own_redis.start(asked) == before
         kill(own_redis)
+
+
+def test_processes_that_seed_chance_alike_choose_different_ports(tmp_path: Path) -> None:
+    chosen = set()
+    for name in ("one", "two", "three"):
+        random.seed(7)  # as Hypothesis does
+        chosen.add(RedisServer(tmp_path / name)._choose_port(None))
+    assert len(chosen) > 1
 
 
 def test_it_listens_where_it_is_told(tmp_path: Path) -> None:
