@@ -77,7 +77,7 @@ def deploy_faults(data: dict[str, Any]) -> Iterator[Fault]:
 def _pool_faults(
     deployment: dict[str, Any], path: KeyPath, models: tuple[Served, ...]
 ) -> Iterator[Fault]:
-    """Find a name that no deployment has, and a pool that nobody would ever wake."""
+    """Find a name that no deployment has, a pool that nobody would ever wake, and one that is cut short."""
     name = deployment["name"]
     pools = [{pool.deployment for pool in model.pools} for model in models]
     known = {"Ingress", "Dialogue", *(model.tokenizer for model in models)}.union(*pools)
@@ -91,6 +91,17 @@ def _pool_faults(
             (*path, "autoscaling_config", "min_replicas"),
             "a pool beside others keeps a replica: those others take what would wake it. Set it to 1.",
         )
+    for pool in (pool for model in models for pool in model.pools if pool.deployment == name):
+        drains, ends = (
+            pool.settings.generator.drain_timeout_s,
+            deployment.get("graceful_shutdown_timeout_s"),
+        )
+        if ends is not None and ends <= drains:
+            yield Fault(
+                (*path, "graceful_shutdown_timeout_s"),
+                f"{ends:g} s are too few: replies may end, or be handed to another replica, for "
+                f"{drains:g} s (generator.drain_timeout_s).",
+            )
 
 
 def _gpu_faults(

@@ -241,6 +241,17 @@ def test_a_generator_has_a_gpu_or_a_part_of_one_if_that_computes_it(
     assert says in told
 
 
+def test_a_generator_may_not_be_ended_while_its_replies_drain(edited) -> None:
+    file = edited("      sampling:", "        drain_timeout_s: 130\n      sampling:")
+    told = refusal(file)
+    ends = "graceful_shutdown_timeout_s: 130"
+    last = [n for n, line in enumerate(file.read_text().splitlines(), 1) if ends in line][-1]
+    assert f"{file}:{last}: " in told
+    assert "for 130 s (generator.drain_timeout_s)" in told
+    file.write_text(file.read_text().replace("drain_timeout_s: 130", "drain_timeout_s: 129"))
+    load_deployment(file)
+
+
 def test_cores_are_divided_among_the_generators_of_all_models() -> None:
     def threads(file: Path) -> int:
         args = load_deployment(file).config["applications"][0]["args"]

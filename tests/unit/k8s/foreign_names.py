@@ -15,7 +15,7 @@ import ray
 if TYPE_CHECKING:
     from cluster_rules import Workload
 
-__all__ = ["foreign_name_faults"]
+__all__ = ["foreign_name_faults", "ray_reads"]
 
 Manifest = dict[str, Any]
 
@@ -63,14 +63,15 @@ def _texts() -> tuple[str, bytes]:
 
 
 @cache
-def _ray_reads(variable: str) -> bool:
+def ray_reads(variable: str) -> bool:
+    """Whether a variable of the environment is one of Ray's."""
     python, binary = _texts()
     return f'"{variable}"' in python or b"\0" + variable.encode() + b"\0" in binary
 
 
 def _variables(workload: Workload) -> Iterator[str]:
     for variable in workload.pod["containers"][0].get("env") or []:
-        if variable["name"].startswith("RAY_") and not _ray_reads(variable["name"]):
+        if variable["name"].startswith("RAY_") and not ray_reads(variable["name"]):
             yield f"{workload.name}: Ray knows no {variable['name']}"
 
 

@@ -150,7 +150,7 @@ SLIPS: dict[str, tuple[Callable[[Manifests], None], str]] = {
     ),
     "a generator stopped early": (
         _served_instead("generator:\n", "generator:\n        drain_timeout_s: 135\n"),
-        "a generator is stopped before its replies have drained",
+        "s are too few: replies may end",
     ),
     "a head that waits for itself": (
         _set(

@@ -73,16 +73,13 @@ def _places(config: Manifest, ray_service: Manifest) -> Iterator[str]:
 
 
 def _times(config: Manifest, ray_service: Manifest) -> Iterator[str]:
-    args = _application(config)["args"]
-    reply, drain = args["ingress"]["request_timeout_s"], args["generator"]["drain_timeout_s"]
+    reply = _application(config)["args"]["ingress"]["request_timeout_s"]
     cluster = ray_service["spec"]["rayClusterConfig"]
     templates = [group["template"] for group in cluster["workerGroupSpecs"]]
     stops = {
         one["name"]: one["graceful_shutdown_timeout_s"]
         for one in _application(config)["deployments"]
     }
-    if stops["Generator"] <= drain:
-        yield "a generator is stopped before its replies have drained"
     for template in templates:
         environment = _environment(template)
         # Ray's own is 30 s.

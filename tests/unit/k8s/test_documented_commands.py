@@ -12,6 +12,7 @@ from functools import cache
 
 import pytest
 from cluster_rules import workloads
+from foreign_names import ray_reads
 from kustomize import K8S, SERVICES, build, kubectl
 
 DOCS = K8S.parent / "docs"
@@ -103,6 +104,13 @@ def test_commands_are_about_pods_that_there_are() -> None:
     # Revisions are recorded by `parley ops`, with a label of their own.
     assert named["labels"] - {"app.kubernetes.io/component=revision"} <= there()["labels"]
     assert {name.rpartition("-")[0] for name in named["pods"]} <= there()["statefulset"]
+
+
+def test_ray_reads_every_variable_that_operators_are_told_to_set() -> None:
+    named = set(re.findall(r"\bRAY_[A-Z_]+", (DOCS / "operating.md").read_text("utf-8")))
+    assert len(named) > 5
+    assert {name for name in named if not ray_reads(name)} == set()
+    assert not ray_reads("RAY_SERVE_DIRECT_INGRESS_DRAINING")
 
 
 def test_network_policies_that_runbooks_name_exist() -> None:

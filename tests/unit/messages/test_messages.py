@@ -27,6 +27,7 @@ from serve_app.messages.generation import (
     FinishReason,
     Frame,
     GenerateRequest,
+    Room,
     SamplingParams,
     TokenLogprobs,
 )
@@ -56,7 +57,8 @@ MESSAGES = [
     GenerateRequest("resp_1", "ingress-1", 3, (1, 2), SAMPLING, output=(4,), timeout_s=1.5),
     TokenLogprobs(-0.5, ((1, -0.5), (2, -1.0))),
     FINISHED,
-    Frame((3, 3), (7, 8), (TokenLogprobs(-0.5), None), (FINISHED,)),
+    Room(288, 16, 2.5),
+    Frame((3, 3), (7, 8), (TokenLogprobs(-0.5), None), (FINISHED,), room=Room(288, 16, 2.5)),
     Begun(3, 16, 0.25, 0.5),
     Admitted("replica-1", carries_frames=True),
     Message("user", "Hi."),

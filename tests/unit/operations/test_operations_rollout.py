@@ -47,7 +47,7 @@ def images(server: ApiServer) -> dict[str, str]:
 @pytest.fixture
 def serve_file(server: ApiServer, tmp_path: Path) -> Path:
     file = tmp_path / "serve.yaml"
-    file.write_text(spec_of(server)["serveConfigV2"].replace("slots: 32", "slots: 16"))
+    file.write_text(spec_of(server)["serveConfigV2"].replace("slots: 64", "slots: 16"))
     assert "slots: 16" in file.read_text()
     return file
 
