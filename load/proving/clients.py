@@ -70,6 +70,7 @@ class Clients(Conversing, Reading):
             return code
         finally:
             turn.in_flight -= 1
+            turn.carried_until = time.monotonic()
 
     def _may_refuse(
         self, turn: Turn, code: str, *, settled: bool, before: tuple[Outcome, bool] | None

@@ -35,7 +35,7 @@ class Conversing(Requests):
         for _ in range(2 if keyed else 1):
             try:
                 status, body, _ = await self.ask_until_answered(
-                    tenant, "POST", "/v1/conversations", headers, orjson.dumps({}), keyed=keyed
+                    tenant, "POST", "/v1/conversations", headers, orjson.dumps({}), repeatable=keyed
                 )
             except ConnectionLost:
                 return "cut"
@@ -61,7 +61,12 @@ class Conversing(Requests):
         path = f"/v1/conversations/{conversation.id}/items"
         for _ in range(2):
             status, body, _ = await self.ask_until_answered(
-                tenant, "POST", path, {"idempotency-key": note.key}, orjson.dumps(said), keyed=True
+                tenant,
+                "POST",
+                path,
+                {"idempotency-key": note.key},
+                orjson.dumps(said),
+                repeatable=True,
             )
             if status != 200:
                 expected = (status == 404 and conversation.delete_asked) or code_of(body) in (

@@ -115,16 +115,16 @@ class Requests:
         headers: Mapping[str, str],
         body: bytes,
         *,
-        keyed: bool,
+        repeatable: bool,
     ) -> tuple[int, bytes, dict[str, str]]:
-        """Send a request, and with a key send it again while nobody knows what came of it.
+        """Send a request, and one that may be repeated again while nobody knows what came of it.
 
         Raises:
-            ConnectionLost: there is no answer, and no key, or none comes.
+            ConnectionLost: there is no answer, and it may not be repeated, or none comes.
         """
         give_up = time.monotonic() + PATIENCE_S
         while True:
-            late = not keyed or time.monotonic() > give_up
+            late = not repeatable or time.monotonic() > give_up
             try:
                 status, answer, got = await self.ask(
                     tenant, method, path, headers=headers, body=body

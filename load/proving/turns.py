@@ -103,6 +103,7 @@ class Turn:
         deleted_at: when that was answered with yes.
         contested: whether anybody has sent something else under its key.
         in_flight: requests that carry it.
+        carried_until: when the latest of them was over.
         loose_ends: requests of which nobody knows what became.
     """
 
@@ -130,6 +131,7 @@ class Turn:
     deleted_at: float | None = None
     contested: bool = False
     in_flight: int = 0
+    carried_until: float = 0.0
     loose_ends: int = 0
 
     @property
@@ -157,12 +159,18 @@ class Turn:
 
     @property
     def gone_since(self) -> float | None:
-        """When it was deleted, if that was behind its end; one that is being made is told to end first."""
+        """When it was deleted, if that was behind its end; one that is being made is told to end first.
+
+        One that was cancelled has left nothing: sent again under its key, it is made again.
+        """
         place = self.conversation
         times = (self.deleted_at, None if place is None else place.deleted_at)
         gone = min((at for at in times if at is not None), default=None)
         ended = self.settled and self.told_at is not None and self.in_flight == 0
-        return gone if gone is not None and ended and (self.told_at or 0.0) < gone else None
+        if gone is None or not ended or (self.told_at or 0.0) >= gone:
+            return None
+        made_again = self.outcome == "cancelled" and self.carried_until > gone
+        return None if made_again else gone
 
     @property
     def says(self) -> str:

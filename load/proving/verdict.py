@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Iterable
 
-from load.in_process.exchange import ConnectionLost
 from load.proving.clients import Clients
 from load.proving.history import History
 from load.proving.oracle import Oracle
@@ -16,6 +15,7 @@ from load.proving.standing import standing
 from load.proving.stored import Place, Said, stored_of
 from load.proving.telling import Telling
 from load.proving.turns import Conversation, Turn
+from serve_app.errors import StateUnavailable
 
 __all__ = ["Verdict"]
 
@@ -45,7 +45,7 @@ class Verdict:
         await self._rest()
         places: dict[str, Place] = {}
         for tenant in clients.tenants:
-            own = await stored_of(clients.service, tenant.name)
+            own = await self._stored(tenant.name)
             self._owned(tenant.name, own.values())
             places |= own
         self._markers(places)
@@ -58,6 +58,17 @@ class Verdict:
         await _all(self._told_again(turn) for turn in clients.turns)
         await _all(self._sent_again(turn) for turn in clients.turns)
         await _all(self._gone(one) for one in clients.conversations if one.deleted_at is not None)
+
+    async def _stored(self, tenant: str) -> dict[str, Place]:
+        """Read all that is stored of a tenant; a Redis that nobody kills can be slow all the same."""
+        give_up = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return await stored_of(self._clients.service, tenant)
+            except StateUnavailable:
+                if time.monotonic() > give_up:
+                    raise
+            await asyncio.sleep(_PAUSE_S)
 
     async def _insist(self, turn: Turn) -> None:
         """Have a turn whose end is unknown told, or sent again under its key."""
@@ -283,12 +294,14 @@ class Verdict:
         )
 
     async def _gone(self, conversation: Conversation) -> None:
-        try:
-            status, body, _ = await self._clients.ask(
-                conversation.tenant, "GET", f"/v1/conversations/{conversation.id}"
-            )
-        except ConnectionLost:
-            return
+        status, body, _ = await self._clients.ask_until_answered(
+            conversation.tenant,
+            "GET",
+            f"/v1/conversations/{conversation.id}",
+            {},
+            b"",
+            repeatable=True,
+        )
         self._history.check(
             "what is deleted stays away", status == 404, f"{conversation.id}: {status} {body!r}"
         )
