@@ -254,7 +254,7 @@ class Verdict:
         return any(
             turn.replaces is not None
             and turn.response in ends
-            and (turn.told_at or 0.0) > earlier.sent_at
+            and (turn.told_at is None or turn.told_at > earlier.sent_at)
             and _behind(turn, later, ends)
             and not _behind(earlier, turn, ends)
             for turn in self._clients.turns

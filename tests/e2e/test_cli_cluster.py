@@ -228,10 +228,10 @@ def test_an_application_that_fails_is_told_with_its_error_and_leaves_nothing(
 ) -> None:
     file = tmp_path / "broken.yaml"
     text = default_deploy_file().read_text()
-    file.write_text(text.replace("serve_app.app:build", "serve_app.nowhere:build"))
+    file.write_text(text.replace("serve_app.app:build", "nowhere.app:build"))
     failed = home.run("up", "--detach", "--port", str(home.port), "--config", str(file))
     assert failed.returncode == 1
-    assert "ModuleNotFoundError: No module named 'serve_app.nowhere'" in failed.stderr
+    assert "ModuleNotFoundError: No module named 'nowhere'" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert home.folder.state() is None
     assert RedisServer(home.path).running() is None

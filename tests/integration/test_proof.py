@@ -143,6 +143,19 @@ def test_what_is_answered_without_redis_is_not_there_when_it_had_begun_the_turn(
         machine.run.judge()
 
 
+def test_a_turn_may_stand_behind_an_edit_whose_end_nobody_was_told() -> None:
+    with _run() as machine:
+        first = _said(machine)
+        _said(machine)
+        machine.replace(which=1, way="background", tokens=6, edit=True, busy=None)
+        machine.run.settle()
+        edit = machine.run.clients.turns[-1]
+        assert edit.replaces is first
+        latest = _said(machine)  # waits for the edit
+        assert (edit.told_at, latest.outcome) == (None, "stored")
+        machine.run.judge()
+
+
 def test_a_tenant_that_is_not_looked_at_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     with _run() as machine:
         turn = _said(machine)
