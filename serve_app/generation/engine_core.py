@@ -313,7 +313,8 @@ class EngineCore:
         """
         plan: list[tuple[Sequence, int]] = []
         decoding = self.scheduler.decoding_count
-        budget = self.scheduler.budget(self._pace.prompt_tokens(decoding=decoding))
+        coming = self.scheduler.coming_count
+        budget = self.scheduler.budget(self._pace.prompt_tokens(decoding=decoding, coming=coming))
         while budget > 0:
             sequence = self.scheduler.prefilling or self._admit(budget)
             if sequence is None:

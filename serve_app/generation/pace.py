@@ -24,7 +24,8 @@ class Pace:
     A stream's next token waits for the whole step, so a chunk of fixed size that nobody notices among
     32 streams would stop a single one for many of its steps. What a step takes is fitted to those that
     were: so much for itself, so much for each who decodes, so much for each prompt token. Steps
-    without prompts may not come for long, and who decodes in them changes.
+    without prompts may not come for long, and who decodes in them changes. Where prompts wait that have a
+    slot each, the measure is the step that all of them will decode in.
 
     Args:
         most_slowdown: how many times as long as usual a step may take for the sake of prompts.
@@ -59,16 +60,18 @@ class Pace:
         self._waited_s = _MEMORY * self._waited_s + decoding * (itself + each * decoding)
         self._waits = _MEMORY * self._waits + decoding
 
-    def prompt_tokens(self, *, decoding: int) -> float:
+    def prompt_tokens(self, *, decoding: int, coming: int = 0) -> float:
         """Return how many tokens of prompts the next step may hold; infinity before anything is known.
 
         Args:
             decoding: sequences that are going to decode in it.
+            coming: sequences that will, once their prompts are computed.
         """
         itself, each, token = self._costs
         if not token or not self._waits:
             return math.inf
-        usual = self._waited_s / self._waits
+        # Few who decode have short steps, in which the prompts of many would never get on.
+        usual = max(self._waited_s / self._waits, itself + each * (decoding + coming))
         room = self._most_slowdown * usual - (itself + each * decoding)
         return max(_LEAST_TOKENS, room / token)
 

@@ -60,6 +60,12 @@ class Scheduler:
         """Number of sequences whose prompt is done."""
         return self._slots.count - self._slots.free - (self.prefilling is not None)
 
+    @property
+    def coming_count(self) -> int:
+        """Sequences that will decode as soon as their prompts are computed: there is a slot for each."""
+        waiting = min(len(self.waiting), self._slots.free)
+        return waiting + (self.prefilling is not None)
+
     def budget(self, bearable: float) -> int:
         """Return how many prompt tokens this step may compute.
 

@@ -88,6 +88,19 @@ def test_a_stream_left_alone_for_a_moment_bears_what_all_were_used_to():
     assert alone > pace.prompt_tokens(decoding=32)
 
 
+def test_one_who_decodes_bears_what_all_will_who_are_coming():
+    pace = Pace(2.0)
+    for _ in range(50):
+        for decoding in (1, 1, 1, 1, 8):
+            pace.observe(0.008 + 0.001 * decoding, decoding=decoding, prompt_tokens=0)
+            pace.observe(0.028 + 0.001 * decoding, decoding=decoding, prompt_tokens=40)
+    for coming in (15, 31):
+        rest = 2 * (0.009 + 0.001 * coming) - 0.009
+        tokens = pace.prompt_tokens(decoding=1, coming=coming)
+        assert tokens == pytest.approx(rest / 0.0005, rel=0.05)
+    assert pace.prompt_tokens(decoding=1, coming=1) == pace.prompt_tokens(decoding=1)
+
+
 # In the engine, by a clock that only the backend's work moves.
 
 STEP_S, TOKEN_S = 2.0**-5, 2.0**-10
@@ -168,6 +181,18 @@ def test_long_prompts_are_cut_to_what_those_who_decode_bear(slowdown: float, tok
         assert tokens - 1 <= size <= 1.1 * tokens
         assert size == 16 or took <= slowdown * STEP_S * 1.1
         assert rows == 1 or (size, rows, took) == steps[-1]
+
+
+def test_those_are_coming_whose_prompts_wait_with_a_slot_for_each():
+    stepper = decoding(prefix_cache_bytes=0)
+    free = stepper.core.slots.free
+    assert stepper.core.scheduler.coming_count == 0
+    for number in range(1, free + 3):
+        stepper.add(request(tuple(range(1, 302)), max_tokens=2))
+        assert stepper.core.scheduler.coming_count == min(number, free)
+    stepper.step()
+    assert stepper.core.scheduler.prefilling is not None
+    assert stepper.core.scheduler.coming_count == free
 
 
 def test_while_nobody_decodes_prompts_are_not_slowed_down():

@@ -207,7 +207,9 @@ def test_whoever_is_named_as_a_user_is_one(redis_secret: dict[str, str], parley_
         options["gcsFaultToleranceOptions"]["redisUsername"]["value"],
         urlsplit(parley_url).username,
     }
-    for file in (found for kind in ("yaml", "conf", "cfg", "sh") for found in K8S.rglob(f"*.{kind}")):
+    for file in (
+        found for kind in ("yaml", "conf", "cfg", "sh") for found in K8S.rglob(f"*.{kind}")
+    ):
         named |= set(
             re.findall(r"(?:--user |masteruser |auth-user parley )(\w+)", file.read_text("utf-8"))
         )
