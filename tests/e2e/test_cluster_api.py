@@ -100,7 +100,7 @@ def test_the_account_of_a_streamed_chat_sums_up_to_what_its_client_waited(
         parts_ms = sum(map(sum, stages.values()))
         assert parts_ms == pytest.approx(account["total_ms"], rel=0.05)
         # The rest is the connection's and HAProxy's.
-        assert account["total_ms"] == pytest.approx(took_ms, rel=0.1)
+        assert took_ms / 2 < account["total_ms"] <= took_ms
         assert min(map(min, stages.values())) >= 0
         # Calls between processes take time on their way, and what they ask for takes time there.
         for name in ("plan", "tokenize"):

@@ -81,7 +81,7 @@ def test_a_streamed_chat_tells_its_account_in_its_last_event(http: httpx.Client)
     assert (last["choices"], last["usage"]) == ([], None)
     account = last["parley"]["timing"]
     assert_sums_up(account)
-    assert account["total_ms"] == pytest.approx(took_ms, rel=0.1)
+    assert took_ms / 2 < account["total_ms"] <= took_ms
     # So long its steps take at least.
     assert 22 * 10 < stages(account)["decode"][1] < account["total_ms"]
     assert 0 < account["first_token_ms"] < account["total_ms"]
