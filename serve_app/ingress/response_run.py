@@ -24,6 +24,7 @@ from serve_app.api.response_object import ResponseObject
 from serve_app.api.response_stream import ResponseStreamEncoder
 from serve_app.errors import ClientGone, ParleyError, ResponseCancelled, StateUnavailable
 from serve_app.ingress.asked import Asked
+from serve_app.ingress.event_log import EventLog
 from serve_app.ingress.inference_span import Inference
 from serve_app.ingress.replies import Generation
 from serve_app.ingress.services import Services, random_seed
@@ -55,20 +56,17 @@ class ResponseRun:
     Attributes:
         asked: what is asked for.
         account: of the request that asked.
-        events: encoded, all that there are by now.
         final: the response as it ended, once it has.
         error: why it failed, if it has.
-        over: whether it has ended.
     """
 
     def __init__(
         self, services: Services, asked: Asked, *, over: Callable[[ResponseRun], None]
     ) -> None:
         self.asked = asked
-        self.events: list[bytes] = []
+        self._log = EventLog()
         self.final: dict[str, Any] | None = None
         self.error: ParleyError | None = None
-        self.over = False
         self._services = services
         self._model = services.models.of(asked.model)
         self._tell_over = over
@@ -82,7 +80,6 @@ class ResponseRun:
         self._reason = ""
         self._streamed = False
         self._settling = False
-        self._waiters: set[asyncio.Future[None]] = set()
         self._accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._set_stored(asked)
         # A context of its own: Serve cancels what was called on behalf of a request whose client has
@@ -103,6 +100,16 @@ class ResponseRun:
         return self.asked.response
 
     @property
+    def events(self) -> list[bytes]:
+        """All events that there are by now, encoded."""
+        return self._log.events
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self._log.over
+
+    @property
     def outlives_reader(self) -> bool:
         """Whether it goes on when nobody reads it."""
         return self.asked.stored
@@ -115,21 +122,10 @@ class ResponseRun:
         """
         await asyncio.shield(self._accepted)
 
-    async def read(self, behind: int = 0) -> AsyncIterator[bytes]:
-        """Yield the events behind the first so many, as they come, several as one piece."""
+    def read(self, behind: int = 0) -> AsyncIterator[bytes]:
+        """Return the events behind the first so many, as they come, several as one piece."""
         self._streamed = True
-        position = behind
-        while True:
-            if position < len(self.events):
-                piece = b"".join(self.events[position:])
-                position = len(self.events)
-                yield piece
-            elif self.over:
-                if 0 < len(self.events) < behind:  # heard of an earlier try that failed
-                    yield self.events[-1]
-                return
-            else:
-                await self._change()
+        return self._log.read(behind)
 
     async def ended(self) -> dict[str, Any]:
         """Wait for the end and return the response.
@@ -137,8 +133,7 @@ class ResponseRun:
         Raises:
             ParleyError: it failed.
         """
-        while not self.over:
-            await self._change()
+        await self._log.closed()
         if self.final is None or self.final["status"] == "failed":
             raise self.error or lost()
         return self.final
@@ -203,13 +198,12 @@ class ResponseRun:
                 await self._fail(error)
         finally:
             self._services.stores.journal.forget(self.response)
-            self.over = True
             self.account.error = None if error is None else error.code
             self.account.release()
             if not self._accepted.done():
                 self._accepted.set_exception(error or lost())
                 self._accepted.exception()  # whoever asked may be gone
-            self._wake()
+            self._log.close()
             self._tell_over(self)
 
     def _early_end(self) -> ParleyError:
@@ -268,12 +262,12 @@ class ResponseRun:
         inference = Inference("chat", self._model.name, said, request.stream, request.stop)
         await generation.open(self._model, [asked], request.stop, inference)
         place.close()
-        self._publish(self._encoder.start())
+        self._log.publish(self._encoder.start())
         self._accept()
         async for _, deltas in generation.deltas():
             if deltas is not None:
                 encode = self._encoder.delta
-                self._publish([encode(delta.text, delta.logprobs or ()) for delta in deltas])
+                self._log.publish([encode(delta.text, delta.logprobs or ()) for delta in deltas])
         reply = generation.choices[0].reply
         if reply is None:
             raise lost()
@@ -282,7 +276,7 @@ class ResponseRun:
     def _fixed(self, words: str) -> tuple[Reply, Usage]:
         """Publish a reply of fixed words, which costs no tokens."""
         self.account.generated(time.perf_counter())
-        self._publish([*self._encoder.start(), self._encoder.delta(words)])
+        self._log.publish([*self._encoder.start(), self._encoder.delta(words)])
         self._accept()
         return Reply(words, FinishReason.STOP), Usage(0, 0, 0)
 
@@ -405,7 +399,7 @@ class ResponseRun:
 
     def _wait_in_background(self) -> None:
         if self.asked.request.background and not self.events:
-            self._publish(self._encoder.queued())
+            self._log.publish(self._encoder.queued())
             self._accept()
 
     def _record(self, response: dict[str, Any]) -> Record:
@@ -445,10 +439,9 @@ class ResponseRun:
     async def _repeat(self) -> None:
         """Tell again what an earlier run of the same response has stored."""
         record = await self._services.stores.responses.get(self.tenant, self.response)
-        self.events = ResponseStreamEncoder.replay(record)
         self.final = record["response"]
+        self._log.replay(ResponseStreamEncoder.replay(record))
         self._accept()
-        self._wake()
 
     async def _fail(self, error: ParleyError) -> None:
         self.error = error
@@ -495,22 +488,4 @@ class ResponseRun:
         if self.asked.request.include_timing:
             timing = account_object(self.account.snapshot())
             final = final | {"parley": final["parley"] | {"timing": timing}}
-        self._publish(self._encoder.end(final))
-
-    def _publish(self, events: list[bytes]) -> None:
-        self.events += events
-        self._wake()
-
-    def _wake(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-        self._waiters.clear()
-
-    async def _change(self) -> None:
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
-        try:
-            await waiter
-        finally:
-            self._waiters.discard(waiter)
+        self._log.publish(self._encoder.end(final))
