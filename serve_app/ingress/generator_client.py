@@ -313,10 +313,8 @@ class GeneratorClient:
             async for frame in calls:
                 channel.last_frame = time.monotonic()
                 if isinstance(frame, Frame):
-                    # A replica of the version before doesn't say it.
-                    room = getattr(frame, "room", None)
-                    if room is not None:
-                        self._rooms.report(replica, room)
+                    if frame.room is not None:
+                        self._rooms.report(replica, frame.room)
                     self._dispatch(frame)
         except Exception as error:  # noqa: BLE001  (whatever ended the call, its streams are told)
             logger.warning("The frames of generator %s ended: %r", replica, error)
