@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,14 @@ def test_more_requests_than_places_are_told_when_to_come_back(
         wait_until(lambda: http.post(CHAT, json=body()).status_code == 200, "a free place")
 
 
+def with_two_places(
+    tokenizer: Path, home: Path, *, step_s: float
+) -> AbstractContextManager[Service]:
+    """Return a service whose generator takes one stream and lets one wait."""
+    settings = settings_with(generator={"slots": 1, "max_queued": 1})
+    return service(tokenizer, home, settings=settings, backends=[simulated(step_s=step_s)])
+
+
 def spoken(answer: httpx.Response) -> Iterator[str]:
     """Yield a chat's pieces of text; httpx closes a response when nobody holds its iterator any more."""
     for line in answer.iter_lines():
@@ -216,11 +225,8 @@ def spoken(answer: httpx.Response) -> Iterator[str]:
 def test_what_no_generator_has_room_for_is_refused_before_anything_is_done_for_it(
     bundled_tokenizer: Path, tmp_path: Path, path: str
 ) -> None:
-    settings = settings_with(generator={"slots": 1, "max_queued": 1})
     with (
-        service(
-            bundled_tokenizer, tmp_path, settings=settings, backends=[simulated(step_s=0.1)]
-        ) as running,
+        with_two_places(bundled_tokenizer, tmp_path, step_s=0.1) as running,
         running.http() as http,
     ):
         key = running.keys.create("laptop", "acme")
@@ -252,11 +258,8 @@ def test_what_no_generator_has_room_for_is_refused_before_anything_is_done_for_i
 def test_a_request_that_is_let_in_has_its_place_while_it_is_planned(
     bundled_tokenizer: Path, tmp_path: Path
 ) -> None:
-    settings = settings_with(generator={"slots": 1, "max_queued": 1})
     with (
-        service(
-            bundled_tokenizer, tmp_path, settings=settings, backends=[simulated(step_s=0.1)]
-        ) as running,
+        with_two_places(bundled_tokenizer, tmp_path, step_s=0.1) as running,
         running.http() as http,
         ThreadPoolExecutor() as pool,
     ):
@@ -283,11 +286,8 @@ def test_a_request_that_is_let_in_has_its_place_while_it_is_planned(
 def test_a_full_engine_queue_is_told_before_the_first_byte(
     bundled_tokenizer: Path, tmp_path: Path
 ) -> None:
-    settings = settings_with(generator={"slots": 1, "max_queued": 1})
     with (
-        service(
-            bundled_tokenizer, tmp_path, settings=settings, backends=[simulated(step_s=0.01)]
-        ) as running,
+        with_two_places(bundled_tokenizer, tmp_path, step_s=0.01) as running,
         running.http() as http,
     ):
         long = body(max_tokens=400, stream=True)
