@@ -48,10 +48,10 @@ weight in the result, but must be finite: take zeroed memory.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from serve_app.models.architecture import Architecture
 from serve_app.models.element_types import FloatName, float_dtype
+from serve_app.settings import FormName
 
 __all__ = [
     "DATA_FILE",
@@ -73,7 +73,7 @@ __all__ = [
     "present_value",
 ]
 
-Form = Literal["cpu", "native", "standard"]
+Form = FormName
 
 GRAPH_FILE = "decoder.onnx"
 DATA_FILE = "decoder.onnx.data"

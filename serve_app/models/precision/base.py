@@ -7,18 +7,18 @@ embedding, which is read row by row and, where embeddings are tied, is the outpu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.models.element_types import FloatName
 from serve_app.models.graph_builder import GraphBuilder
+from serve_app.settings import PrecisionName
 
 __all__ = ["FloatArray", "Precision", "PrecisionName", "Table"]
 
 FloatArray = NDArray[np.float32]
-PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int8-w8a8", "fp8-w8a8"]
 
 
 @dataclass(frozen=True, slots=True)
