@@ -41,7 +41,7 @@ class Clients(Conversing, Reading):
         late = place is not None and place.deleted_at is not None
         settled = turn.settled and not turn.may_be_gone
         other = turn.follows or turn.replaces
-        before = None if other is None else (other.outcome, other.may_be_nowhere)
+        before = None if other is None else _known_of(other, turn)
         turn.sends += 1
         turn.in_flight += 1
         try:
@@ -70,7 +70,6 @@ class Clients(Conversing, Reading):
             return code
         finally:
             turn.in_flight -= 1
-            turn.carried_until = time.monotonic()
 
     def _may_refuse(
         self, turn: Turn, code: str, *, settled: bool, before: tuple[Outcome, bool] | None
@@ -85,7 +84,7 @@ class Clients(Conversing, Reading):
                 been there; None where it does neither.
         """
         other = turn.follows or turn.replaces
-        now = None if other is None else (other.outcome, other.may_be_nowhere)
+        now = None if other is None else _known_of(other, turn)
         known = [one for one in (before, now) if one is not None]
         match code:
             case "idempotency_in_flight":
@@ -206,3 +205,8 @@ class Clients(Conversing, Reading):
         )
         self.sees_only_its_own(tenant, answer, f"{method} {path}")
         return str(exchange.status)
+
+
+def _known_of(other: Turn, turn: Turn) -> tuple[Outcome, bool]:
+    """Return how what a turn continues or replaces has ended, and whether that need not be there."""
+    return other.outcome_of(turn.other), other.may_be_nowhere

@@ -50,8 +50,8 @@ class Reading(Requests):
         async for piece in exchange.pieces():
             self.sees_only_its_own(turn.tenant, piece, "a stream")
             telling.take(piece)
-            if telling.stored:
-                turn.response = turn.response or telling.response
+            if telling.stored and telling.response is not None:
+                turn.named(telling.response)
             if leave_after is not None and len(telling.events) >= leave_after:
                 exchange.leave()
                 return
@@ -79,7 +79,7 @@ class Reading(Requests):
 
     async def _reconnect(self, turn: Turn, telling: Telling, *, by_id: bool) -> str | None:
         """Read on for one connection; return why there can be no other."""
-        path = f"/v1/responses/{turn.response}?stream=true"
+        path = f"/v1/responses/{telling.response or turn.response}?stream=true"
         nowhere = turn.may_be_nowhere
         headers = {}
         if telling.next_number:
@@ -114,14 +114,15 @@ class Reading(Requests):
 
     def told(self, turn: Turn, response: dict[str, Any]) -> str:
         """Take note of a response that a client got."""
-        turn.response = turn.response or response["id"]
+        turn.named(response["id"])
+        failed = response["status"] == "failed"
         self.history.check(
             "none is there twice under one key",
-            turn.response == response["id"] or not turn.settled,
+            turn.response == response["id"] or failed or not turn.settled,
             f"{turn.name} is {response['id']} too",
         )
         if response["status"] not in ENDED:
-            if not turn.settled:
+            if not turn.settled and turn.response == response["id"]:
                 turn.outcome, turn.final, turn.under_way = "unknown", None, True
             return str(response["status"])
         if turn.may_be_gone and turn.settled:
@@ -135,11 +136,10 @@ class Reading(Requests):
         if turn.response is None:
             return "unknown"
         telling = Telling(self.history, turn.name)
-        known = next(
-            (one for one in turn.tellings if turn.sends == 1 or one.end == turn.final), None
-        )
+        known = next(iter(turn.tellings), None)
         if known is not None:
             # What comes is the rest of a stream whose beginning was heard before.
+            telling.response = known.response
             behind %= known.next_number + 1
             telling.events = {n: known.events[n] for n in range(behind) if n in known.events}
         return await self._read_on(turn, telling, by_id=by_id)

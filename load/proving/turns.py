@@ -92,7 +92,8 @@ class Turn:
         on_busy: what it does while another turn runs.
         sends: how often it was sent.
         sent_at: when first.
-        response: id of its response, once known.
+        tries: ids of its responses as they became known, and how each ended. Under a key there is a
+            next one only where the one before it has failed.
         outcome: what is known of it.
         under_way: whether a client was told last that it is being made.
         final: the response as it ended, once a client was told.
@@ -103,7 +104,6 @@ class Turn:
         deleted_at: when that was answered with yes.
         contested: whether anybody has sent something else under its key.
         in_flight: requests that carry it.
-        carried_until: when the latest of them was over.
         loose_ends: requests of which nobody knows what became.
     """
 
@@ -120,7 +120,7 @@ class Turn:
     on_busy: str | None = None
     sends: int = 0
     sent_at: float = 0.0
-    response: str | None = None
+    tries: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     outcome: Outcome = "unknown"
     under_way: bool = False
     final: dict[str, Any] | None = None
@@ -131,8 +131,15 @@ class Turn:
     deleted_at: float | None = None
     contested: bool = False
     in_flight: int = 0
-    carried_until: float = 0.0
     loose_ends: int = 0
+    _other: str | None = None
+
+    @property
+    def response(self) -> str | None:
+        """Id of its response, once known: of the one that stands, else of the latest that may."""
+        standing = [one for one, end in self.tries.items() if end and end["status"] != "failed"]
+        open_ones = [one for one, end in self.tries.items() if not end]
+        return ([None, *self.tries, *open_ones, *standing])[-1]
 
     @property
     def name(self) -> str:
@@ -153,24 +160,17 @@ class Turn:
 
     @property
     def may_be_nowhere(self) -> bool:
-        """Whether its response need not be there: forgotten, kept nowhere, or undone by another try."""
-        undone = self.sends > 1 and not self.settled
-        return self.may_be_gone or self.outcome == "refused" or undone
+        """Whether its response need not be there: it was forgotten, or is kept nowhere."""
+        return self.may_be_gone or self.outcome == "refused"
 
     @property
     def gone_since(self) -> float | None:
-        """When it was deleted, if that was behind its end; one that is being made is told to end first.
-
-        One that was cancelled has left nothing: sent again under its key, it is made again.
-        """
+        """When it was deleted, if that was behind its end; one that is being made is told to end first."""
         place = self.conversation
         times = (self.deleted_at, None if place is None else place.deleted_at)
         gone = min((at for at in times if at is not None), default=None)
         ended = self.settled and self.told_at is not None and self.in_flight == 0
-        if gone is None or not ended or (self.told_at or 0.0) >= gone:
-            return None
-        made_again = self.outcome == "cancelled" and self.carried_until > gone
-        return None if made_again else gone
+        return gone if gone is not None and ended and (self.told_at or 0.0) < gone else None
 
     @property
     def says(self) -> str:
@@ -209,12 +209,28 @@ class Turn:
         if self.on_busy is not None:
             fields["on_busy"] = self.on_busy
         if self.replaces is not None:
-            fields["replaces"] = self.replaces.response
+            fields["replaces"] = self.other
         elif self.conversation is not None:
             fields["conversation"] = self.conversation.id
         elif self.follows is not None:
-            fields["previous_response_id"] = self.follows.response
+            fields["previous_response_id"] = self.other
         return orjson.dumps(fields)
+
+    @property
+    def other(self) -> str | None:
+        """Id of the response that it continues or replaces, the same whenever it is sent."""
+        other = self.follows or self.replaces
+        if self._other is None and other is not None:
+            self._other = other.response
+        return self._other
+
+    def outcome_of(self, response: str | None) -> Outcome:
+        """Return what is known of one of its responses."""
+        return self.outcome if response == self.response else "failed"
+
+    def named(self, response: str) -> None:
+        """Take note of the id of its response."""
+        self.tries.setdefault(response, None)
 
     def told(self, final: dict[str, Any]) -> str | None:
         """Take note of how its response ended.
@@ -222,7 +238,13 @@ class Turn:
         Returns:
             How that differs from what was told before, or None.
         """
-        self.response = final["id"]
+        before = self.tries.get(final["id"])
+        self.tries[final["id"]] = final
+        if before is not None and before["status"] == "failed" != final["status"]:
+            if before["error"]["type"] != "commit_unknown":
+                return f"{final['id']} ended as {before}, and then as {final}"
+        elif final["id"] != self.response:
+            return None  # it has failed, and was made again
         self.under_way = False
         if not final["store"]:
             self.outcome, self.final = "refused", final  # answered, and kept nowhere

@@ -265,22 +265,21 @@ class Verdict:
         """What is told of a response now is what every reader was told."""
         if turn.may_be_gone or turn.response is None or not turn.tellings:
             return
-        if turn.outcome == "refused" or (turn.sends > 1 and not turn.settled):
+        if turn.outcome == "refused":
             return
         await self._clients.read(turn)
-        whole = Telling(self._history, turn.name)
-        again = await self._clients.follow_whole(turn, whole)
-        if not again:
-            return
-        for telling in turn.tellings:
-            if turn.sends > 1 and telling.end != turn.final:
-                continue  # of a try that failed, before the one that did not
-            different = telling.compare(whole)
-            self._history.check(
-                "every resumed stream equals the original",
-                different is None,
-                f"{turn.name}: {different}",
-            )
+        for response in {telling.response for telling in turn.tellings}:
+            whole = Telling(self._history, turn.name)
+            whole.response = response
+            if not await self._clients.follow_whole(turn, whole):
+                continue
+            for telling in turn.tellings:
+                different = telling.compare(whole) if telling.response == response else None
+                self._history.check(
+                    "every resumed stream equals the original",
+                    different is None,
+                    f"{turn.name}: {different}",
+                )
 
     async def _sent_again(self, turn: Turn) -> None:
         """Now that nothing is under way, a key gives what was made under it."""

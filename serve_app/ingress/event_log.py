@@ -45,7 +45,7 @@ class EventLog:
                 position = len(self.events)
                 yield piece
             elif self.over:
-                if 0 < len(self.events) < behind:  # heard of an earlier try that failed
+                if 0 < len(self.events) < behind:  # whoever asks for more is told the end
                     yield self.events[-1]
                 return
             else:

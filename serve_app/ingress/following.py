@@ -125,9 +125,8 @@ class Follower:
 def _left(record: Record, behind: int) -> list[bytes]:
     """Return the events of an ended response behind the first so many.
 
-    Whoever read from a replica that died may have heard more than its journal did, and whoever read of
-    a try that failed more than the next one, under the same key, has said. The response is shorter then
-    than what they have seen of it, and they are told its end all the same.
+    Whoever read from a replica that died may have heard more than its journal did. The response is
+    shorter then than what they have seen of it, and they are told its end all the same.
     """
     events = ResponseStreamEncoder.replay(record)
     ahead = record["response"]["status"] == "failed" or behind > len(events)

@@ -37,8 +37,8 @@ class Runs:
     def told_here(self, tenant: str, response: str) -> ResponseRun | None:
         """Return a tenant's run if what is told of its response is told by it.
 
-        A run that has said nothing may never do so: one that is refused has no last event, and what an
-        earlier try has said is not here. Until then the journal tells, and the record.
+        A run that has said nothing may never do so: one that is refused has no last event. Until then
+        the journal tells, and the record.
         """
         run = self.find(tenant, response)
         return run if run is not None and run.events else None

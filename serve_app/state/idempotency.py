@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from serve_app.errors import IdempotencyConflict, IdempotencyMismatch, StateUnavailable
@@ -55,6 +55,14 @@ redis.call('EXPIRE', KEYS[1], ARGV[3])
 return 'kept'
 """
 
+
+# KEYS: claim. ARGV: subject that failed, subject to come after it. Returns the subject that counts.
+_SUCCEED = """
+local subject = redis.call('HGET', KEYS[1], 'subject')
+if subject ~= ARGV[1] then return subject or '' end
+redis.call('HSET', KEYS[1], 'subject', ARGV[2])
+return ARGV[2]
+"""
 
 # KEYS: claim. ARGV: token, lease in ms from now on.
 _LEASE = """
@@ -168,6 +176,25 @@ class IdempotencyStore:
                 answer = values["status"], values["type"], body
                 return Claim(key, rest[0].decode(), "", answer)
         return Claim(key, rest[0].decode(), token)
+
+    async def succeed(self, claim: Claim, subject: str) -> Claim:
+        """Have a key stand for something new, since what it stood for has failed and stays as it is.
+
+        Args:
+            claim: of the key, with what has failed.
+            subject: id of what comes after it.
+
+        Returns:
+            The claim with its new subject.
+
+        Raises:
+            IdempotencyConflict: somebody else has done so, or the key was forgotten.
+            StateUnavailable: Redis can't be reached.
+        """
+        counts = (await self._eval(_SUCCEED, claim.key, claim.subject, subject)).decode()
+        if counts != subject:
+            raise in_flight(counts or None)
+        return replace(claim, subject=subject)
 
     async def answered(
         self,

@@ -103,7 +103,8 @@ class ConversationKeys:
         every: sorted set, item id → sequence number, of all lines.
         items: hash, item id → item.
         parents: hash, item id → id of the item before it, "" at the root.
-        turns: hash, `ID:base` and `ID:last` → the items before and at the end of a response's turn.
+        turns: hash, `ID:base` and `ID:last` → the items before and at the end of a response's turn;
+            `ID:said` or `ID:unsaid` is there where the response was deleted, behind its end or before.
         ended: sorted set, response id → sequence number of its last item.
         responses: hash, response id → the response, in progress or finished.
         queue: sorted set, response id → ticket, of turns that run or wait.

@@ -143,6 +143,34 @@ def test_what_is_answered_without_redis_is_not_there_when_it_had_begun_the_turn(
         machine.run.judge()
 
 
+def test_a_reader_of_a_response_that_failed_is_told_so_when_its_turn_was_made_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run, "_STEP_S", 0.05)  # else it has ended before anything dies
+    with _run() as machine:
+        machine.say(place=0, way="background stream", tokens=40, busy=None, keyed=True)
+        turn = machine.run.clients.turns[-1]
+        while not turn.tries:
+            machine.wait(seconds=0.01)
+        machine.wait(seconds=0.2)
+        for _ in range(3):
+            machine.kill(kind="Ingress", which=0, back_after_s=0.1)
+        machine.run.settle()
+        assert turn.outcome == "failed"
+        machine.repeat(which=0)
+        for behind in (3, 6, 9):
+            machine.resume(which=0, behind=behind, by_id=False)
+        machine.run.settle()
+        while turn.outcome != "stored":
+            machine.repeat(which=0)
+            machine.run.settle()
+        first, second = turn.tries.values()
+        assert first is not None
+        assert first["status"] == "failed"
+        assert (turn.outcome, turn.final) == ("stored", second)
+        machine.run.judge()
+
+
 def test_a_turn_may_stand_behind_an_edit_whose_end_nobody_was_told() -> None:
     with _run() as machine:
         first = _said(machine)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
-from serve_app.errors import ResponseLost, ResponseNotFound
+from serve_app.errors import IdempotencyConflict, ResponseLost, ResponseNotFound
 from serve_app.settings import RedisSettings, ResponsesSettings
 from serve_app.state.connection import RedisPool
 from serve_app.state.conversation_scripts import ConversationScripts
@@ -26,6 +26,7 @@ class Stores:
 
     conversations: ConversationStore
     responses: ResponseStore
+    scripts: ConversationScripts
     conversation: str
 
     async def begin(self, response: str, **given: Any) -> BegunTurn:
@@ -57,6 +58,14 @@ class Stores:
         _, items = await self.conversations.load("acme", self.conversation)
         return [item.content for item in items]
 
+    async def keys_of(self, place: str) -> set[str]:
+        """Return which parts of a conversation there are; none stays for good."""
+        root = self.scripts.keys("acme", place).root
+        async with self.scripts.redis.client("conversation") as client:
+            keys = await client.keys(f"{root}:*")
+            assert all([await client.ttl(key) > 0 for key in keys])
+        return {key.decode().removeprefix(f"{root}:") for key in keys}
+
     def new_response(self) -> str:
         return new_response_id(self.conversation)
 
@@ -69,7 +78,7 @@ async def stores(shared_redis: RedisServer) -> AsyncIterator[Stores]:
     store = ConversationStore(pool, key_prefix="order", ttl_s=100, max_items=1000)
     scripts = ConversationScripts(pool, key_prefix="order", ttl_s=100, max_items=1000)
     made = await store.create("acme", metadata={})
-    yield Stores(store, ResponseStore(scripts, ResponsesSettings()), made.id)
+    yield Stores(store, ResponseStore(scripts, ResponsesSettings()), scripts, made.id)
     await pool.close()
 
 
@@ -214,7 +223,7 @@ async def test_what_continues_a_response_that_went_with_all_around_it_names_the_
             )
 
 
-async def test_a_turn_whose_response_was_deleted_before_its_end_can_be_made_again(
+async def test_a_turn_whose_response_was_deleted_before_its_end_is_not_made_again(
     stores: Stores,
 ) -> None:
     response = stores.new_response()
@@ -222,8 +231,44 @@ async def test_a_turn_whose_response_was_deleted_before_its_end_can_be_made_agai
     await stores.responses.delete("acme", response)
     with pytest.raises(ResponseLost):
         await stores.commit(response, "1", begun)
-    await stores.commit(response, "1", await stores.begin(response))
-    assert await stores.contents() == ["ask 1", "tell 1"]
+    with pytest.raises(ResponseNotFound):
+        await stores.begin(response)
+    assert await stores.contents() == []
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("claim", [None, "claim"])
+async def test_what_is_deleted_with_all_around_it_is_not_made_again_where_a_key_leads_to_it(
+    stores: Stores, claim: str | None, *, ended: bool
+) -> None:
+    response = new_response_id()
+    place = conversation_of(response)
+    turn = TurnBegin(response, "me", 60.0, draft={"response": {}}, new=True, claim=claim)
+    turns = stores.conversations.turns
+    begun = await turns.begin("acme", place, turn)
+    if ended:
+        await replace(stores, conversation=place).commit(response, "1", begun)
+    await stores.responses.delete("acme", response)
+    keys = await stores.keys_of(place)
+    assert keys == ({"claims", "turns"} if claim else set())
+    if claim:
+        with pytest.raises(ResponseNotFound):
+            await turns.begin("acme", place, turn)
+        assert await stores.keys_of(place) == keys
+
+
+async def test_a_response_that_readers_may_know_is_made_by_nobody_else(stores: Stores) -> None:
+    running, dead, failed = (stores.new_response() for _ in range(3))
+    await stores.begin(running)
+    await stores.begin(dead, owner="dead", lease_s=0.0)
+    await stores.begin(failed, owner="failed")
+    end = {"response": {"status": "failed"}}
+    assert await stores.responses.conclude("acme", failed, "failed", end)
+    for response in (running, dead, failed):
+        with pytest.raises(IdempotencyConflict):
+            await stores.begin(response, owner="another")
+    assert (await stores.responses.get("acme", failed))["response"] == end["response"]
+    await stores.begin(running)  # sent again since its answer was lost
 
 
 async def test_an_end_that_is_stored_twice_since_its_answer_was_lost_was_stored(

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from serve_app.api.body import parse_body
 from serve_app.api.conversations import ItemsQuery
+from serve_app.api.response_object import ENDED
 from serve_app.api.response_queries import (
     FeedbackRequest,
     RetrieveQuery,
@@ -75,31 +76,39 @@ def response_routes(services: Services, runs: Runs) -> APIRouter:
             exclusive=False,
         )
         if claim.subject != asked.response:
-            place = conversation_of(claim.subject)
-            asked = replace(asked, response=claim.subject, place=place)
+            before = await _made_before(tenant, claim.subject)
+            if before is not None and before["status"] != "failed":
+                return _replayed(asked, before)
+            # What has failed stays as its readers were told; what was not begun can be begun.
+            if before is not None:
+                claim = await stores.idempotency.succeed(claim, asked.response)
+            asked = replace(asked, response=claim.subject, place=conversation_of(claim.subject))
             named(request=asked.response, conversation=asked.place)
-            if (before := await _answered_before(asked)) is not None:
-                return before
-            if runs.find(asked.tenant, asked.response) is not None:  # it was begun meanwhile
+            if runs.find(tenant, asked.response) is not None:  # it was begun meanwhile
                 raise in_flight(asked.response)
         return await answer(runs.start(replace(asked, claim=claim.key)))
 
-    async def _answered_before(asked: Asked) -> Response | None:
-        """Return the answer to an earlier request under the same key, if there is one."""
-        if runs.find(asked.tenant, asked.response) is not None:
-            raise in_flight(asked.response)
+    async def _made_before(tenant: str, response: str) -> dict[str, Any] | None:
+        """Return how the response ended that was made under a key, or None if there is none.
+
+        Raises:
+            IdempotencyConflict: it has not ended.
+        """
+        if runs.find(tenant, response) is not None:
+            raise in_flight(response)
         try:
-            record = await follower.record(asked.tenant, asked.response)
+            record = await follower.record(tenant, response)
         except ResponseNotFound:
             return None
-        match record["response"]["status"]:
-            case "failed":
-                return None
-            case "queued" | "in_progress":
-                raise in_flight(asked.response)
+        if record["response"]["status"] not in ENDED:
+            raise in_flight(response)
+        return dict(record["response"])
+
+    def _replayed(asked: Asked, response: dict[str, Any]) -> Response:
+        """Return what an earlier request under the same key was answered."""
         if not asked.request.stream:
-            return JsonResponse(record["response"], headers=REPLAYED)
-        stream = told(asked.tenant, asked.response, 0)
+            return JsonResponse(response, headers=REPLAYED)
+        stream = told(asked.tenant, response["id"], 0)
         stream.headers.update(REPLAYED)
         return stream
 

@@ -133,6 +133,13 @@ local function forget_response(response)
   release(response)
 end
 
+-- Deleted responses leave a mark, so that nobody makes them again: that what it said may stay, or that it
+-- has said nothing.
+local function deleted(response)
+  return redis.call('HEXISTS', turns, response .. ':said') == 1
+    or redis.call('HEXISTS', turns, response .. ':unsaid') == 1
+end
+
 local function drop_item(id)
   redis.call('ZREM', every, id)
   redis.call('ZREM', order, id)

@@ -28,11 +28,22 @@ DELETE_RESPONSE = step("""
 if redis.call('HEXISTS', responses, ARGV[2]) == 0 then return 'unknown' end
 local said = redis.call('ZSCORE', ended, ARGV[2])
 forget_response(ARGV[2])
--- What it said may stay: whoever sends it again under its key must not say it twice.
-if said then redis.call('HSET', turns, ARGV[2] .. ':gone', '') end
-if redis.call('HGET', meta, 'hidden') ~= '1' then return 'deleted' end
+redis.call('HSET', turns, ARGV[2] .. (said and ':said' or ':unsaid'), '')
+if redis.call('HGET', meta, 'hidden') ~= '1' then
+  touch()
+  return 'deleted'
+end
 if redis.call('HLEN', responses) == 0 then
+  -- Where idempotency keys lead here, they and the marks outlive the rest.
+  local claims, marks = redis.call('SMEMBERS', KEYS[12]), redis.call('HKEYS', turns)
   drop_conversation()
+  if #claims > 0 then
+    redis.call('SADD', KEYS[12], unpack(claims))
+    for _, field in ipairs(marks) do
+      if string.find(field, 'said$') then redis.call('HSET', turns, field, '') end
+    end
+    touch()
+  end
   return 'deleted'
 end
 local used = {}

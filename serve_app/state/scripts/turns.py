@@ -20,6 +20,7 @@ BEGIN = step("""
 local response, mode, kind, other = ARGV[2], ARGV[5], ARGV[7], ARGV[8]
 local user = redis.call('HGET', meta, 'user')
 local nothing = (kind == 'head' or kind == 'new') and 'missing' or 'unknown'
+if ARGV[15] == '' and deleted(response) then return {'gone'} end
 if redis.call('EXISTS', meta) == 0 then
   if kind ~= 'new' then return {nothing} end
   redis.call('HSET', meta, 'body', ARGV[12], 'hidden', '1', 'pinned', '0')
@@ -30,10 +31,12 @@ if ARGV[10] ~= '' then
   redis.call('HSET', meta, 'user', ARGV[10])
 end
 if redis.call('HEXISTS', turns, response .. ':last') == 1 then return {'repeated'} end
-if redis.call('HEXISTS', turns, response .. ':gone') == 1 then return {'gone'} end
 local holder = redis.call('HGET', runs, response .. ':owner')
-if ARGV[15] ~= '' and holder ~= ARGV[3] and holder ~= '' then return {'lost'} end
-if holder and holder ~= ARGV[3] and alive(response) then return {'flies'} end
+if holder ~= ARGV[3] then
+  if ARGV[15] ~= '' and holder ~= '' then return {'lost'} end
+  -- Readers may have been told of it: nobody else makes it, even where its owner has died.
+  if ARGV[15] == '' and redis.call('HEXISTS', responses, response) == 1 then return {'flies'} end
+end
 local hidden = redis.call('HGET', meta, 'hidden') or ''
 if hidden == '1' then mode = '' end
 if mode ~= '' and ARGV[13] == '' then mode = redis.call('HGET', meta, 'on_busy') or mode end
@@ -115,7 +118,7 @@ if redis.call('EXISTS', meta) == 0 then return 'missing' end
 -- A write even then, so that whoever waits for replicas waits for what was committed before.
 -- One that was deleted since is stored too: what it said stayed.
 if redis.call('ZSCORE', ended, response)
-    or redis.call('HEXISTS', turns, response .. ':gone') == 1 then
+    or redis.call('HEXISTS', turns, response .. ':said') == 1 then
   touch()
   return 'repeated'
 end
