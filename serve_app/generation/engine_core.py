@@ -126,7 +126,7 @@ class EngineCore:
             GeneratorLost: the backend can't go on.
         """
         started, prefilled, drafted = time.monotonic(), self.prefilled, self.drafted
-        done = self.generated + prefilled
+        generated = self.generated
         decoding = 0
         self._sound_rows = self._broken_rows = 0
         try:
@@ -150,6 +150,7 @@ class EngineCore:
                 decoding=decoding,
                 prompt_tokens=self.prefilled - prefilled,
                 drafted=self.drafted - drafted,
+                tokens=self.generated - generated,
             )
             self.work_s += self._pace.work_s(
                 decoding=decoding,
@@ -157,7 +158,7 @@ class EngineCore:
                 slots=self.slots.count,
             )
         self._recent_tokens *= _MEMORY
-        self._recent_tokens += self.generated + self.prefilled - done
+        self._recent_tokens += self.generated - generated + self.prefilled - prefilled
         self._recent_s = self._recent_s * _MEMORY + self.step_s
 
     def end(
@@ -259,7 +260,12 @@ class EngineCore:
         self, sequences: list[Sequence], prompt_tokens: int
     ) -> list[tuple[Sequence, list[int]]]:
         """Guess what follows the newest tokens, as far as that is worth the rows it takes."""
-        if self._drafter.idle or not any(sequence.lookup.matched for sequence in sequences):
+        # While prompts wait, their tokens are worth more: none of those is ever wrong.
+        if (
+            self.scheduler.coming_count
+            or self._drafter.idle
+            or not any(sequence.lookup.matched for sequence in sequences)
+        ):
             return []
         counts = self._drafter.counts(
             # The last token that a sequence may have is sampled, and never computed.

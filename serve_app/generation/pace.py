@@ -37,12 +37,20 @@ class Pace:
         self._seconds = np.zeros(3)
         # Seconds of a step by itself, of each who decodes, and of each prompt token.
         self._costs = (0.0, 0.0, 0.0)
-        # What steps would have taken without their prompts, and how many waited for each, added up.
+        # What steps would have taken without their prompts, how many waited for each, and how many
+        # tokens they got, added up.
         self._waited_s = 0.0
         self._waits = 0.0
+        self._tokens = 0.0
 
     def observe(
-        self, seconds: float, *, decoding: int, prompt_tokens: int, drafted: int = 0
+        self,
+        seconds: float,
+        *,
+        decoding: int,
+        prompt_tokens: int,
+        drafted: int = 0,
+        tokens: int | None = None,
     ) -> None:
         """Take note of a step.
 
@@ -51,6 +59,7 @@ class Pace:
             decoding: sequences that decoded in it.
             prompt_tokens: tokens of prompts in it.
             drafted: tokens guessed in it, each of which costs what a sequence that decodes does.
+            tokens: what those who decoded in it got; None means one each.
         """
         step = np.array([1.0, decoding + drafted, prompt_tokens]) / _SCALES
         self._squares = _MEMORY * self._squares + np.outer(step, step)
@@ -59,6 +68,7 @@ class Pace:
         itself, each, _ = self._costs
         self._waited_s = _MEMORY * self._waited_s + decoding * (itself + each * decoding)
         self._waits = _MEMORY * self._waits + decoding
+        self._tokens = _MEMORY * self._tokens + (decoding if tokens is None else tokens)
 
     def prompt_tokens(self, *, decoding: int, coming: int = 0) -> float:
         """Return how many tokens of prompts the next step may hold; infinity before anything is known.
@@ -68,10 +78,12 @@ class Pace:
             coming: sequences that will, once their prompts are computed.
         """
         itself, each, token = self._costs
-        if not token or not self._waits:
+        if not token or not self._waits or not self._tokens:
             return math.inf
         # Few who decode have short steps, in which the prompts of many would never get on.
         usual = max(self._waited_s / self._waits, itself + each * (decoding + coming))
+        # Whose guesses come true waits for less than a step.
+        usual *= min(1.0, self._waits / self._tokens)
         room = self._most_slowdown * usual - (itself + each * decoding)
         return max(_LEAST_TOKENS, room / token)
 

@@ -27,7 +27,7 @@ class GeneratorSettings(Section):
         24576, description="most tokens that running sequences may come to hold in the K/V cache"
     )
     # A chunk of less could be forced to leave a single token over, see `EngineConfig`.
-    prefill_chunk: int = Field(128, ge=3, description="most prompt tokens prefilled in one step")
+    prefill_chunk: int = Field(160, ge=3, description="most prompt tokens prefilled in one step")
     max_queued: Positive = Field(256, description="requests that may wait for a slot")
     prefix_cache_mb: int = Field(
         256, ge=0, description="memory for cached prefixes; 0 turns it off"
@@ -37,9 +37,10 @@ class GeneratorSettings(Section):
         description="tokens in one block of the prefix cache; a multiple of 16 in the native form",
     )
     prompt_slowdown: float = Field(
-        2.5,
+        3.0,
         gt=1,
-        description="how many times as long as usual a step may take for the sake of prompts",
+        description="how many times as long as it usually waits for a token a stream may wait for one "
+        "for the sake of others' prompts",
     )
     draft_tokens: int = Field(
         8,

@@ -172,9 +172,11 @@ class _Talkative(SimulatedBackend):
         super().__init__(vocab_size=6)
         self.steps = 0
         self.drafts: list[int] = []
+        self.beside_prompts = 0
 
     def step(self, prompts: Any, tokens: Any, lengths: Any, drafts: Any = ()) -> Any:
         self.steps += 1
+        self.beside_prompts += bool(prompts and drafts)
         self.drafts += [len(piece.tokens) for piece in drafts]
         for piece in drafts:
             assert piece.start == lengths[piece.slot] + 1
@@ -237,6 +239,16 @@ def test_replies_are_the_same_with_guesses_and_without() -> None:
     assert core.drafted == sum(backend.drafts) > core.draft_hits > 50
     assert backend.steps < plain.steps
     assert core.generated == sum(map(len, without.tokens.values()))
+
+
+@pytest.mark.usefixtures("rows_are_free")
+def test_nothing_is_guessed_while_prompts_wait() -> None:
+    talk = request((1, 2, 3, 1, 2, 3), max_tokens=100)
+    long = request((1, 2) * 45, max_tokens=1)
+    _, core, backend = spoken([talk, long], draft_tokens=8, prefill_chunk=3, prefix_cache_bytes=0)
+    assert core.prefilled >= 89
+    assert backend.drafts
+    assert backend.beside_prompts <= 1  # beside the last of them, behind which none waits
 
 
 @pytest.mark.usefixtures("rows_are_free")

@@ -101,6 +101,17 @@ def test_one_who_decodes_bears_what_all_will_who_are_coming():
     assert pace.prompt_tokens(decoding=1, coming=1) == pace.prompt_tokens(decoding=1)
 
 
+def test_who_gets_several_tokens_a_step_is_used_to_shorter_waits():
+    given_s = {"decoding": 8, "prompt_tokens": 0}
+    paces = [Pace(3.0), Pace(3.0)]
+    for pace, got in zip(paces, (8, 12), strict=True):
+        for _ in range(50):
+            pace.observe(0.1, **given_s, tokens=got)
+            pace.observe(0.1 + 32 * 0.001, decoding=8, prompt_tokens=32, tokens=got)
+    tokens = [pace.prompt_tokens(decoding=8) for pace in paces]
+    assert tokens == [pytest.approx(200, rel=0.02), pytest.approx(100, rel=0.02)]
+
+
 # In the engine, by a clock that only the backend's work moves.
 
 STEP_S, TOKEN_S = 2.0**-5, 2.0**-10
