@@ -10,7 +10,6 @@ import openai
 import pytest
 from cluster_home import REQUEST_S, ClusterHome, wait_for
 
-
 LIBRARIAN = """
 name: librarian
 title: Librarian
