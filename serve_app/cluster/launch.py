@@ -13,8 +13,8 @@ import psutil
 from serve_app.cluster.deploy_file import APPLICATION, Deployment, without_inherited
 from serve_app.cluster.guard import Guard
 from serve_app.cluster.ports import free_ports, require_free
-from serve_app.cluster.processes import marked_processes
-from serve_app.cluster.ray_head import RayHead, RayPorts
+from serve_app.cluster.processes import end_marked, marked_processes
+from serve_app.cluster.ray_head import PortTaken, RayHead, RayPorts
 from serve_app.cluster.ray_starter import RayStarter
 from serve_app.cluster.readiness import await_ready
 from serve_app.cluster.redis_keeper import RedisKeeper
@@ -37,6 +37,7 @@ __all__ = ["follow", "start"]
 _HOSTS = ("127.0.0.1", "0.0.0.0")  # noqa: S104 - refused elsewhere while there is no API key
 _ROOM_BYTES = 256 << 20
 _FOLLOW_S = 3.0
+_GRACE_S = 2.0
 _LOST_AFTER = 5
 
 
@@ -86,9 +87,7 @@ def start(
         work_folder = folder.work_folder()
         _require_room(home, work_folder)
         folder.clear_sessions(work_folder)
-        head = RayHead(
-            folder, work_folder, RayPorts(*free_ports(len(fields(RayPorts)))), cpus=deployment.cpus
-        )
+        head = _head(folder, work_folder, deployment)
         state = RunState(
             run_id=guard.run_id,
             phase="starting",
@@ -111,7 +110,7 @@ def start(
         )
         folder.save(state)
         try:
-            _bring_up(folder, deployment, head, starter, state, steps)
+            state = _bring_up(folder, deployment, head, starter, state, steps)
         except BaseException:
             # Ctrl-C included: what was started must go, whatever stopped it.
             steps.end(well=False)
@@ -262,16 +261,36 @@ def _bring_up(
     starter: RayStarter,
     state: RunState,
     steps: Steps,
-) -> None:
+) -> RunState:
     url = named_url(deployment.settings.redis)
     if url is None:
         steps.begin("Starting Redis")
         url = RedisServer(folder.home).start()
     steps.begin("Starting Ray")
-    environment = head.environment(state.run_id, deployment.settings, url.get_secret_value())
-    head.start(starter, environment)
+
+    def environment(head: RayHead) -> dict[str, str]:
+        return head.environment(state.run_id, deployment.settings, url.get_secret_value())
+
+    given = environment(head)
+    try:
+        head.start(starter, given)
+    except PortTaken:
+        steps.note("A port that was free is taken by now: starting Ray again with others.")
+        end_marked(state.run_id, grace_s=_GRACE_S)
+        head = _head(folder, folder.work_folder(), deployment)
+        state = state.model_copy(update={"dashboard": head.dashboard})
+        folder.save(state)
+        given = environment(head)
+        with RayStarter(state.run_id) as another:
+            head.start(another, given)
     steps.begin("Deploying")
     with ServeApi(state.dashboard, folder.token()) as api:
         steps.update("starting Serve")
-        api.deploy(without_inherited(deployment.config, environment))
+        api.deploy(without_inherited(deployment.config, given))
         await_ready(api, state.url, folder, steps)
+    return state
+
+
+def _head(folder: RunFolder, work_folder: Path, deployment: Deployment) -> RayHead:
+    ports = RayPorts(*free_ports(len(fields(RayPorts))))
+    return RayHead(folder, work_folder, ports, cpus=deployment.cpus)

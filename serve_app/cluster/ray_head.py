@@ -19,12 +19,18 @@ from serve_app.settings import Settings
 if TYPE_CHECKING:
     from ray._private.parameter import RayParams
 
-__all__ = ["RayHead", "RayPorts", "without_client_server"]
+__all__ = ["PortTaken", "RayHead", "RayPorts", "without_client_server"]
 
 _LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 200_000_000  # nothing large goes through it; Ray asks for at least 75 MB
 _START_TIMEOUT_S = 120.0
 _LAST_LINES = 15
+# What Ray and gRPC say of a port that something else has.
+_TAKEN = ("already in use", "The specified port is")
+
+
+class PortTaken(ConfigError):
+    """Ray did not start since a port was taken in between; others may be free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +148,7 @@ class RayHead:
         """Start Ray and return when its REST interface answers.
 
         Raises:
+            PortTaken: something took one of the ports.
             ConfigError: Ray did not start; the sentence quotes what it said.
         """
         log = self._folder.start_log("ray-start")
@@ -163,9 +170,10 @@ class RayHead:
             msg = f"Ray did not start within {_START_TIMEOUT_S:g} s; its output is in {log}."
             raise ConfigError(msg) from None
         if code != 0:
-            said = log.read_text(errors="replace").strip().splitlines()[-_LAST_LINES:]
+            text = log.read_text(errors="replace")
+            said = text.strip().splitlines()[-_LAST_LINES:]
             msg = "Ray did not start; it said:\n" + "\n".join(said) + f"\nAll of it is in {log}."
-            raise ConfigError(msg)
+            raise PortTaken(msg) if any(words in text for words in _TAKEN) else ConfigError(msg)
         self._folder.link_logs(self._work_folder)
 
     def _write_haproxy_script(self, script: Path, binary: str, read_timeout_s: float) -> None:

@@ -43,6 +43,9 @@ class ClusterHome:
         self.path = path
         path.mkdir()
         (path / "models").symlink_to(models)
+        # Those that ship, in a folder where a test may add others.
+        self.personas = path / "personas-of-the-test"
+        shutil.copytree(REPOSITORY / "deploy" / "personas", self.personas)
         self.port, self.metrics_port = free_ports(2)
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = RunFolder(path)
@@ -54,6 +57,7 @@ class ClusterHome:
             **clean,
             "PARLEY_HOME": str(path),
             "PARLEY_METRICS_PORT": str(self.metrics_port),
+            "PARLEY_DIALOGUE_PERSONAS": str(self.personas),
             "PYTHONPATH": str(REPOSITORY),
             "COLUMNS": "200",
         }

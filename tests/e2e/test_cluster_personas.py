@@ -10,6 +10,21 @@ import openai
 import pytest
 from cluster_home import REQUEST_S, ClusterHome, wait_for
 
+LIBRARIAN = """
+name: librarian
+title: Librarian
+system_prompt: You talk about books.
+greeting: Hello! Which book is it?
+intents:
+  hours:
+    examples: ["When do you open?", "Are you open on Sundays?", "When do you close?", "What are your hours?"]
+templates: {hours: "We open at nine."}
+policy:
+  - {name: hours, when: {intents: [hours], min_confidence: 0.5}, action: answer, template: hours}
+memory: {window_turns: 2, summary: true}
+limits: {max_reply_tokens: 8}
+"""
+
 
 @pytest.fixture
 def client(cluster: ClusterHome) -> Iterator[openai.OpenAI]:
@@ -24,6 +39,14 @@ def model(client: openai.OpenAI) -> str:
 
 def begun(client: openai.OpenAI, persona: str) -> str:
     return client.conversations.create(extra_body={"persona": persona}).id
+
+
+def _is_known(client: openai.OpenAI, persona: str) -> bool:
+    try:
+        begun(client, persona)
+    except openai.NotFoundError:
+        return False
+    return True
 
 
 def test_a_persona_that_ships_asks_for_what_is_missing_and_hands_over(
@@ -93,3 +116,48 @@ def test_what_a_user_says_is_remembered_in_the_next_conversation(
         http.delete(f"/v1/profiles/{user}")
         assert facts() == []
         assert say("I cooked pasta for dinner").parley["remembered"]["facts"] == 0
+
+
+def test_a_persona_is_added_and_changed_while_the_service_runs(
+    cluster: ClusterHome, client: openai.OpenAI, model: str
+) -> None:
+    file = cluster.personas / "librarian.yaml"
+
+    def hours(conversation: str) -> str:
+        return client.responses.create(
+            model=model, input="When do you open?", conversation=conversation
+        ).output_text
+
+    assert not _is_known(client, "librarian")
+    file.write_text(LIBRARIAN)
+    try:
+        wait_for(lambda: _is_known(client, "librarian"), REQUEST_S)
+        conversation = begun(client, "librarian")
+        assert hours(conversation) == "We open at nine."
+        file.write_text(LIBRARIAN.replace("nine", "ten"))
+        wait_for(lambda: hours(conversation) == "We open at ten.", REQUEST_S)
+    finally:
+        file.unlink()
+
+
+def test_turns_that_leave_the_window_come_back_as_the_models_own_summary(
+    cluster: ClusterHome, client: openai.OpenAI, model: str
+) -> None:
+    file = cluster.personas / "librarian.yaml"
+    file.write_text(LIBRARIAN)
+    try:
+        wait_for(lambda: _is_known(client, "librarian"), REQUEST_S)
+        conversation = begun(client, "librarian")
+
+        def remembered() -> dict[str, Any]:
+            reply: Any = client.responses.create(
+                model=model, input="I read a thick novel.", conversation=conversation
+            )
+            assert reply.parley["answered_by"] == "model"
+            return dict(reply.parley["remembered"])
+
+        first = remembered()
+        assert not first["summary"]
+        wait_for(lambda: bool(remembered()["summary"]), REQUEST_S)
+    finally:
+        file.unlink()
