@@ -37,7 +37,7 @@ class GeneratorSettings(Section):
         description="tokens in one block of the prefix cache; a multiple of 16 in the native form",
     )
     prompt_slowdown: float = Field(
-        3.5,
+        3.0,
         gt=1,
         description="how many times as long as it usually waits for a token a stream may wait for one "
         "for the sake of others' prompts",
