@@ -84,7 +84,9 @@ class Pace:
         usual = max(self._waited_s / self._waits, itself + each * (decoding + coming))
         # Whose guesses come true waits for less than a step.
         usual *= min(1.0, self._waits / self._tokens)
-        room = self._most_slowdown * usual - (itself + each * decoding)
+        # A prompt that comes alone is spread over twice as many steps, which are the more even for it.
+        slowdown = self._most_slowdown if coming > 1 else (1.0 + self._most_slowdown) / 2
+        room = slowdown * usual - (itself + each * decoding)
         return max(_LEAST_TOKENS, room / token)
 
     def worthwhile(self, *, decoding: int, prompt_tokens: int) -> float:
