@@ -18,6 +18,8 @@ greeting: Hello! Which book is it?
 intents:
   hours:
     examples: ["When do you open?", "Are you open on Sundays?", "When do you close?", "What are your hours?"]
+  lend:
+    examples: ["May I borrow a book?", "I want to take this one home", "Can I keep it longer?", "Lend me an atlas"]
 templates: {hours: "We open at nine."}
 policy:
   - {name: hours, when: {intents: [hours], min_confidence: 0.5}, action: answer, template: hours}
