@@ -33,6 +33,7 @@ from serve_app.messages.generation import (
 from serve_app.models.store import PreparedModel
 from serve_app.models.tokenizer_files import TOKENIZER_FILE
 from serve_app.routing.draining import when_draining
+from serve_app.routing.homes import LatestKeys
 from serve_app.routing.listening import listen_on_node_address
 from serve_app.routing.observing import observe_replica
 from serve_app.routing.serving import served_model, tokenizer_info
@@ -62,6 +63,7 @@ class Generator:
         listen_on_node_address()
         observe_replica("Generator", settings)
         self._spans = StreamSpans()
+        self._latest = LatestKeys()
         self._settings = settings.generator
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._engine = await asyncio.to_thread(self._load, settings)
@@ -81,7 +83,7 @@ class Generator:
         request: GenerateRequest,
         *,
         load: Mapping[str, int],  # noqa: ARG002  (read by the router)
-        affinity: str | None,  # noqa: ARG002  (read by the router)
+        affinity: str | None,
     ) -> AsyncIterator[Admitted | Frame]:
         """Take a stream; then carry the subscriber's frames unless another call does already."""
         self._spans.begin(request)
@@ -90,6 +92,8 @@ class Generator:
         except BaseException:
             self._spans.forget(request)
             raise
+        if affinity:
+            self._latest.add(affinity)
         # No await between these two: frames are dispatched on this loop, so none can be missed.
         carries = self._channels.open_stream(request.subscriber, request.stream)
         try:
@@ -130,10 +134,14 @@ class Generator:
             "draft_hits_total": stats.draft_hits_total,
         }
 
-    def record_routing_stats(self) -> dict[str, float]:
-        """Tell routers how many streams this replica has, and how many it can run at once."""
+    def record_routing_stats(self) -> dict[str, float | bytes]:
+        """Tell routers what streams this replica has, how many it can run at once, and whose it had last."""
         stats = self._engine.stats()
-        return {"streams": float(stats.running + stats.waiting), "slots": float(stats.slots)}
+        return {
+            "streams": float(stats.running + stats.waiting),
+            "slots": float(stats.slots),
+            "latest": self._latest.told(),
+        }
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell the autoscaler what `ScaleByWork` decides by."""

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from serve_app.errors import GeneratorLost, Overloaded
 from serve_app.messages.generation import Admitted, Frame, GenerateRequest
+from serve_app.routing.homes import find_home
 from serve_app.routing.pool_choice import SeenReplica, rank_pools, seen_pool
 
 __all__ = ["GeneratorPools", "PoolPort"]
@@ -98,17 +99,26 @@ class GeneratorPools:
         return await self._pools[(living or list(self._pools))[0]].stats()
 
     def _ranked(self, request: GenerateRequest, load: Mapping[str, int]) -> list[str]:
-        home = self._homes.get(request.affinity or "")
+        pools = {name: self._seen(name) for name in self._pools}
+        home = self._home(request.affinity, pools) if request.affinity else None
         alike: list[str] = []
         if request.moves and home is not None:
             kind = self._kinds[home]
             alike = [name for name in self._pools if self._kinds[name] == kind]
-        pools = {name: self._seen(name) for name in self._pools}
         ranked = rank_pools(
             pools, request.affinity, load, asked=self._asked, home=home, alike=alike
         )
         # Where no pool has a replica yet, it is the model's own that is waited for.
         return ranked or [next(iter(self._pools))]
+
+    def _home(self, affinity: str, pools: Mapping[str, Mapping[str, SeenReplica]]) -> str | None:
+        """Return the pool that had a key last, if it was sent there from here or a replica tells of it."""
+        if affinity in self._homes:
+            return self._homes[affinity]
+        pool_of = {replica: name for name, seen in pools.items() for replica in seen}
+        told = {replica: it.latest for seen in pools.values() for replica, it in seen.items()}
+        replica = find_home(affinity, told)
+        return None if replica is None else pool_of[replica]
 
     def _remember(self, affinity: str | None, name: str, replica: str) -> None:
         _keep(self._pool_of, replica, name, most=_MOST_REPLICAS)

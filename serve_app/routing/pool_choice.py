@@ -7,13 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["LOAD_BOUND", "LOST_LOAD", "SeenReplica", "rank_pools", "see_pool", "seen_pool"]
+__all__ = ["LOST_LOAD", "SeenReplica", "most_load", "rank_pools", "see_pool", "seen_pool"]
 
-LOAD_BOUND = 1.25
-"""What is preferred may carry this many times the mean load, plus one stream.
-
-Source: Mirrokni, Thorup, Zadimoghaddam 2018, "Consistent Hashing with Bounded Loads".
-"""
+# Times the mean load, and streams besides, that a home may have. Computing three turns again takes another
+# generator as long as a dozen tokens of all its streams.
+_BOUND, _SPARE = 1.5, 2.0
 
 LOST_LOAD = 1_000_000
 """What callers say of a replica that has just lost its streams, or takes none: more than any load that is."""
@@ -26,10 +24,23 @@ class SeenReplica:
     Attributes:
         streams: those that run or wait there.
         slots: most that run at once; 0 until it has published anything.
+        latest: the keys that it had last, see `LatestKeys.told`.
     """
 
     streams: float = 0.0
     slots: float = 0.0
+    latest: bytes = b""
+
+
+def most_load(mean: float) -> float:
+    """Return the streams that the home of a key may have before another one is chosen for its load.
+
+    Source: Mirrokni, Thorup, Zadimoghaddam 2018, "Consistent Hashing with Bounded Loads".
+
+    Args:
+        mean: the streams that it had if all had the same share of their slots taken.
+    """
+    return _BOUND * mean + _SPARE
 
 
 _seen: dict[str, Mapping[str, SeenReplica]] = {}
@@ -61,10 +72,10 @@ def rank_pools(
 ) -> list[str]:
     """Order the pools that can take a stream, from the best choice to the last.
 
-    A stream with an affinity key prefers the pool that had its key last, else the one that rendezvous
-    hashing, weighted by slots, gives the key: so every ingress replica finds the same one. That holds as
-    long as it has a free slot and is taken by no more than `LOAD_BOUND` times what all pools are, plus one
-    stream. Everything else goes where the largest share of the slots is free.
+    A stream with an affinity key prefers the pool that had its key last, as long as that has a free slot
+    and no more streams than `most_load`. Everything else goes where the largest share of the slots is free,
+    and among equals where rendezvous hashing, weighted by slots, puts the key: so every ingress replica
+    finds the same one.
 
     Args:
         pools: their replicas, by the pools' names.
@@ -87,21 +98,18 @@ def rank_pools(
             # Nothing is published in a replica's first second.
             slots[name] = sum(it.slots or 1.0 for it in living.values())
             taken[name] = streams + (asked or {}).get(name, 0)
-    by_room = sorted(slots, key=lambda name: (taken[name] / slots[name], -slots[name]))
+    by_room = sorted(
+        slots,
+        key=lambda name: (taken[name] / slots[name], -_weighted(name, affinity or "", slots[name])),
+    )
     if alike:
         return sorted(by_room, key=lambda name: (name != home, name not in alike))
-    if affinity is None or len(by_room) < 2:
+    if affinity is None or home is None or home not in slots:
         return by_room
-    preferred = (
-        home
-        if home in slots
-        else max(slots, key=lambda name: _weighted(name, affinity, slots[name]))
-    )
     mean = sum(taken.values()) / sum(slots.values())
-    most = min(LOAD_BOUND * mean * slots[preferred] + 1, slots[preferred] - 1)
-    if taken[preferred] > most:
+    if taken[home] > min(most_load(mean * slots[home]), slots[home] - 1):
         return by_room
-    return [preferred, *(name for name in by_room if name != preferred)]
+    return [home, *(name for name in by_room if name != home)]
 
 
 def _weighted(pool: str, key: str, weight: float) -> float:

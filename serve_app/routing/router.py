@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray.serve._private.common import ReplicaID
+from ray.serve._private.replica_result import ReplicaResult
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from serve_app.messages.generation import GenerateRequest
+from serve_app.routing.homes import find_home
 from serve_app.routing.own_streams import own_streams
-from serve_app.routing.pool_choice import LOAD_BOUND, LOST_LOAD, SeenReplica, see_pool
+from serve_app.routing.pool_choice import LOST_LOAD, SeenReplica, most_load, see_pool
 
 __all__ = ["GeneratorRouter", "rank_replicas"]
 
@@ -30,9 +32,10 @@ def rank_replicas(
 ) -> list[str]:
     """Order replicas from the best choice to the last.
 
-    A stream with an affinity key prefers the replica that had its key last, else the one that
-    rendezvous hashing gives the key, as long as that replica isn't loaded beyond `LOAD_BOUND` and has a
-    free slot where any has; everything else goes where the largest share of the slots is free.
+    A stream with an affinity key prefers the replica that had its key last, as long as that has no more
+    streams than `most_load` and a free slot where any has. Everything else goes where the largest share of
+    the slots is free, and among equals where rendezvous hashing puts the key: so every ingress replica
+    finds the same one.
 
     Args:
         replicas: unique ids of the replicas that may be chosen.
@@ -46,21 +49,19 @@ def rank_replicas(
     known = all(slots.get(replica, 0) > 0 for replica in replicas)
     room = {replica: slots[replica] if known else 1.0 for replica in replicas}
     taken = {replica: load.get(replica, 0.0) / room[replica] for replica in replicas}
-    by_load = sorted(replicas, key=lambda replica: (taken[replica], _weight(replica, "")))
-    if affinity is None or len(by_load) < 2:
+    by_load = sorted(
+        replicas, key=lambda replica: (taken[replica], _weight(replica, affinity or ""))
+    )
+    if affinity is None or home is None or home not in taken:
         return by_load
-    if home is not None and home in replicas:
-        preferred = home
-    else:
-        preferred = max(replicas, key=lambda replica: _weight(replica, affinity))
     # What is said of those to be avoided is no load, and would make any other look small.
     real = [replica for replica in replicas if load.get(replica, 0.0) < LOST_LOAD]
     of_all = sum(room[replica] for replica in real)
     mean = sum(load.get(replica, 0.0) for replica in real) / of_all if real else 0.0
-    full = known and taken[preferred] >= 1 > taken[by_load[0]]
-    if full or load.get(preferred, 0.0) > LOAD_BOUND * mean * room[preferred] + 1:
+    full = known and taken[home] >= 1 > taken[by_load[0]]
+    if full or load.get(home, 0.0) > most_load(mean * room[home]):
         return by_load
-    return [preferred, *(replica for replica in by_load if replica != preferred)]
+    return [home, *(replica for replica in by_load if replica != home)]
 
 
 def _weight(replica: str, key: str) -> bytes:
@@ -75,10 +76,15 @@ class GeneratorRouter(RequestRouter):  # type: ignore[misc]
     streams per replica, fresher than what replicas publish; `affinity` is the stream's key. Streams that
     were routed since that count was taken are known here, see `OwnStreams`.
 
-    A conversation that once had to go elsewhere stays there: its last turn is in that cache.
+    A conversation stays where its last turn is in the cache, whichever ingress replica sent it there: replicas
+    publish what they had last.
 
     What it sees of the replicas is also what chooses between the pools of a model.
     """
+
+    # A replica that is asked how many calls it has, and doesn't answer in time, is passed over, and with it
+    # what it has cached. Its answer waits for a core where steps take them all.
+    queue_len_response_deadline_s = 0.5
 
     def initialize_state(self, **_: object) -> None:
         """Begin without a memory; Serve calls this once."""
@@ -103,7 +109,11 @@ class GeneratorRouter(RequestRouter):  # type: ignore[misc]
         see_pool(
             self._deployment_id.name,
             {
-                name: SeenReplica(float(said.get("streams", 0)), float(said.get("slots", 0)))
+                name: SeenReplica(
+                    float(said.get("streams", 0)),
+                    float(said.get("slots", 0)),
+                    said.get("latest", b""),
+                )
                 for name, said in published.items()
             },
         )
@@ -131,19 +141,36 @@ class GeneratorRouter(RequestRouter):  # type: ignore[misc]
             for name, replica in by_id.items()
         }
         affinity = call.get("affinity")
-        home = self._homes.get(affinity) if affinity else None
+        home = self._home(affinity, by_id) if affinity else None
         slots = {
             name: float(replica.routing_stats.get("slots", 0)) for name, replica in by_id.items()
         }
         ranked = rank_replicas(list(by_id), affinity, load, home, slots=slots)
         if stream is not None and ranked:
             own_streams().route(stream, ranked[0])
-        if affinity and ranked:
-            self._homes[affinity] = ranked[0]
+        return [[by_id[name]] for name in ranked]
+
+    def on_request_routed(
+        self, pending_request: PendingRequest, replica_id: ReplicaID, result: ReplicaResult
+    ) -> None:
+        """Remember which replica took a call, which need not be the best one; Serve calls this."""
+        super().on_request_routed(pending_request, replica_id, result)
+        affinity = pending_request.kwargs.get("affinity")
+        if affinity:
+            self._homes[affinity] = replica_id.unique_id
             self._homes.move_to_end(affinity)
             if len(self._homes) > _MOST_HOMES:
                 self._homes.popitem(last=False)
-        return [[by_id[name]] for name in ranked]
+
+    def _home(self, affinity: str, replicas: Mapping[str, RunningReplica]) -> str | None:
+        """Return the replica that had a key last: it was sent there from here, or the replica tells of it."""
+        home = self._homes.get(affinity)
+        if home in replicas:
+            return home
+        return find_home(
+            affinity,
+            {name: replica.routing_stats.get("latest", b"") for name, replica in replicas.items()},
+        )
 
 
 def _stream_of(pending: PendingRequest | None) -> str | None:

@@ -12,6 +12,7 @@ from serve_app.errors import GeneratorStopping, InvalidRequest, QueueFull
 from serve_app.ingress.generator_client import GeneratorClient
 from serve_app.ingress.generator_pools import GeneratorPools
 from serve_app.messages.generation import Admitted, Frame, GenerateRequest, SamplingParams
+from serve_app.routing.homes import LatestKeys
 from serve_app.routing.pool_choice import SeenReplica
 
 
@@ -59,12 +60,14 @@ class Two:
     def __init__(self) -> None:
         self.pools = {"gpu": Pool("g"), "cpu": Pool("c")}
         self.there = {"gpu", "cpu"}
+        self.latest: dict[str, bytes] = {}
         self.both = GeneratorPools(self.pools, {"gpu": "fp16", "cpu": "int8"}, seen=self.seen)
         self._names = 0
 
     def seen(self, name: str) -> Mapping[str, SeenReplica]:
         pool = self.pools[name]
-        return {pool.replica: SeenReplica(0, pool.slots)} if name in self.there else {}
+        seen = SeenReplica(0, pool.slots, self.latest.get(name, b""))
+        return {pool.replica: seen} if name in self.there else {}
 
     def request(self, affinity: str | None, **given: Any) -> GenerateRequest:
         self._names += 1
@@ -88,6 +91,16 @@ async def test_both_pools_share_conversations_and_each_keeps_its_own() -> None:
     assert {*takers.values()} == {"gpu", "cpu"}
     for key, pool in takers.items():
         assert await two.taker(key) == pool
+
+
+@pytest.mark.parametrize("pool", ["gpu", "cpu"])
+async def test_a_conversation_that_another_ingress_sent_to_a_pool_stays_there(pool: str) -> None:
+    two, kept = Two(), LatestKeys()
+    keys = [f"key-{number}" for number in range(20)]
+    for key in keys:
+        kept.add(key)
+    two.latest = {pool: kept.told()}
+    assert {await two.taker(key) for key in keys} == {pool}
 
 
 @pytest.mark.parametrize("refusal", [QueueFull("full"), GeneratorStopping("stops")])

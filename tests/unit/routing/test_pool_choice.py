@@ -34,8 +34,16 @@ def test_a_home_without_a_free_slot_is_left() -> None:
 
 
 def test_a_home_that_is_much_busier_than_the_others_is_left() -> None:
-    assert rank_pools(seen(0, 3), "k", {}, home="cpu")[0] == "gpu"
-    assert rank_pools(seen(8, 3), "k", {}, home="cpu")[0] == "cpu"
+    # Its share of the mean allows 1.5 times as much, and two streams.
+    assert rank_pools(seen(0, 3), "k", {}, home="cpu")[0] == "cpu"
+    assert rank_pools(seen(0, 4), "k", {}, home="cpu")[0] == "gpu"
+    assert rank_pools(seen(8, 4), "k", {}, home="cpu")[0] == "cpu"
+
+
+def test_a_new_conversation_goes_where_the_largest_share_of_slots_is_free() -> None:
+    for key in KEYS[:20]:
+        assert rank_pools(seen(3, 2), key, {}) == ["gpu", "cpu"]
+        assert rank_pools(seen(4, 1), key, {}) == ["cpu", "gpu"]
 
 
 def test_what_has_no_key_goes_where_the_largest_share_of_slots_is_free() -> None:
