@@ -159,6 +159,16 @@ class TimedBackend:
         self._backend.load(blocks, slot)
         self._copy_s += time.perf_counter() - began
 
+    def blocks_beside(self, lengths: Sequence[int], most: int) -> int:
+        """Return how many blocks may hold something."""
+        return self._backend.blocks_beside(lengths, most)
+
+    def drop(self, block: int) -> None:
+        """Give a block back; counted with the copies."""
+        began = time.perf_counter()
+        self._backend.drop(block)
+        self._copy_s += time.perf_counter() - began
+
 
 def _past(piece: Piece) -> int:
     """Return the tokens of K/V that a piece's tokens find in their slot, added up."""

@@ -96,6 +96,7 @@ class EngineCore:
         self.failure: Exception | None = None
         self._backend = backend
         self._ahead = StepsInFlight(backend) if isinstance(backend, SamplingBackend) else None
+        self._max_cached_tokens = config.max_cached_tokens
         self._pace = Pace(config.prompt_slowdown)
         self._drafter = Drafter(most=config.draft_tokens, most_rows=backend.draft_rows)
         self._outbox = Outbox()
@@ -317,6 +318,7 @@ class EngineCore:
         A prompt's last token is no part of this: it is computed as all that decode, in this very step
         if everything before it is.
         """
+        self._limit_prefixes()
         plan: list[tuple[Sequence, int]] = []
         decoding = self.scheduler.decoding_count
         coming = self.scheduler.coming_count
@@ -385,6 +387,12 @@ class EngineCore:
                 self.prefix_hits += cached
             return sequence
         return None
+
+    def _limit_prefixes(self) -> None:
+        """Have earlier prefixes give way to running sequences where the backend has no memory for both."""
+        most = self._backend.blocks_beside(self.slots.lengths(), self._max_cached_tokens)
+        for block in self.prefixes.limit(most):
+            self._backend.drop(block)
 
     def _keep_prefix(self, sequence: Sequence) -> None:
         """Copy what is new in a slot into the prefix cache, if there is one."""

@@ -51,10 +51,12 @@ class KVCache:
         block_tokens: int = 1,
     ) -> None:
         self.slots, self._slots_memory = _zeros((planes, slots, heads, max_len, dim), dtype)
-        self.blocks, _ = _zeros((blocks, planes, heads, block_tokens, dim), dtype)
+        self.blocks, self._blocks_memory = _zeros((blocks, planes, heads, block_tokens, dim), dtype)
         self.block_tokens = block_tokens
         token_bytes = planes * heads * dim * self.slots.itemsize
         self._kept = _KEPT_BYTES // token_bytes
+        # Of each slot, the tokens whose pages earlier sequences have left there.
+        self._left = np.zeros(slots, np.int64)
 
     @classmethod
     def of(
@@ -97,6 +99,7 @@ class KVCache:
             slot: whose sequence ended.
             length: tokens that it held.
         """
+        self._left[slot] = min(max(length, self._left[slot]), self._kept)
         if self._slots_memory is None or length <= self._kept:
             return
         planes, slots, heads, tokens, _ = self.slots.strides
@@ -107,6 +110,30 @@ class KVCache:
             end = (start + length * tokens) // mmap.PAGESIZE * mmap.PAGESIZE
             if end > first:
                 self._slots_memory.madvise(mmap.MADV_DONTNEED, first, end - first)
+
+    def blocks_beside(self, lengths: Sequence[int], most: int) -> int:
+        """Return how many blocks may hold something beside what is in the slots.
+
+        A quarter of them always may, for what many conversations begin with. The others use what the slots
+        leave, so that full slots and full blocks never come together.
+
+        Args:
+            lengths: tokens that each slot holds, [slots].
+            most: tokens that the slots may come to hold together.
+        """
+        taken = int(np.maximum(lengths, self._left).sum())
+        spare = max(most - taken, 0)
+        return min(len(self.blocks), len(self.blocks) // 4 + spare // self.block_tokens)
+
+    def drop(self, block: int) -> None:
+        """Give the pages of a block back to the system."""
+        if self._blocks_memory is None:
+            return
+        start = block * self.blocks.strides[0]
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (start + self.blocks.strides[0]) // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > first:
+            self._blocks_memory.madvise(mmap.MADV_DONTNEED, first, end - first)
 
     def save(self, slot: int, start: int, block: int) -> None:
         """Copy a block's worth of a slot's tokens, from `start` on, into a block."""

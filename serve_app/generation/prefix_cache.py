@@ -29,6 +29,7 @@ class PrefixCache:
     def __init__(self, *, blocks: int, block_tokens: int) -> None:
         self.block_tokens = block_tokens
         self.capacity = blocks
+        self._most = blocks
         self._free = list(range(blocks - 1, -1, -1))
         # Name to block, least recently used first. Whoever touches a block touches its parents
         # after it, so a parent is always younger than its children and the oldest entry is a leaf:
@@ -79,6 +80,20 @@ class PrefixCache:
         self._touch(names[: known + len(copies)])
         return copies
 
+    def limit(self, most: int) -> list[int]:
+        """Hold no more than some blocks until told otherwise, and return those that are given up for that.
+
+        Args:
+            most: blocks that may hold something.
+        """
+        self._most = most
+        given_up = []
+        while self.used > most:
+            _, block = self._blocks.popitem(last=False)
+            given_up.append(block)
+        self._free.extend(given_up)
+        return given_up
+
     def clear(self) -> None:
         """Forget everything."""
         self._free.extend(self._blocks.values())
@@ -86,7 +101,7 @@ class PrefixCache:
 
     def _take(self, *, not_from: list[bytes]) -> int | None:
         """Return a block to write to; None when only the prefix that needs it is left to evict."""
-        if self._free:
+        if self._free and self.used < self._most:
             return self._free.pop()
         oldest = next(iter(self._blocks), None)
         if oldest is None or oldest in not_from:

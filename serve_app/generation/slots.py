@@ -45,6 +45,10 @@ class Slots:
         """Number of slots with nobody in them."""
         return len(self._seats) - self._taken
 
+    def lengths(self) -> list[int]:
+        """Return how many tokens each slot holds, 0 where nobody is in it."""
+        return [0 if sequence is None else sequence.computed for sequence in self._seats]
+
     def take_first(self, sequence: Sequence) -> None:
         """Give a sequence that is about to decode the lowest free slot."""
         self._seat(sequence, self._seats.index(None))

@@ -30,7 +30,10 @@ class GeneratorSettings(Section):
     prefill_chunk: int = Field(160, ge=3, description="most prompt tokens prefilled in one step")
     max_queued: Positive = Field(256, description="requests that may wait for a slot")
     prefix_cache_mb: int = Field(
-        256, ge=0, description="memory for cached prefixes; 0 turns it off"
+        256,
+        ge=0,
+        description="memory for cached prefixes, three quarters of which give way to running sequences where these "
+        "need theirs; 0 turns it off",
     )
     prefix_block: Positive = Field(
         16,

@@ -109,6 +109,19 @@ class Backend(Protocol):
         """Copy blocks, one behind the other, to the start of a slot."""
         ...
 
+    def blocks_beside(self, lengths: Sequence[int], most: int) -> int:
+        """Return how many blocks may hold something, all of them where that takes no more memory.
+
+        Args:
+            lengths: tokens that each slot holds, [slots].
+            most: tokens that the slots may come to hold together.
+        """
+        ...
+
+    def drop(self, block: int) -> None:
+        """Take note that nobody needs what is in a block; its memory may go back."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:

@@ -10,7 +10,7 @@ __all__ = ["HostMemory"]
 
 
 class HostMemory:
-    """Moves, vacates, saves and loads in a `KVCache`, which `allocate` must have made."""
+    """Moves, vacates, saves, loads and drops in a `KVCache`, which `allocate` must have made."""
 
     _kv: KVCache
 
@@ -29,3 +29,11 @@ class HostMemory:
     def load(self, blocks: Sequence[int], slot: int) -> None:
         """Copy blocks to the start of a slot."""
         self._kv.load(blocks, slot)
+
+    def blocks_beside(self, lengths: Sequence[int], most: int) -> int:
+        """Return how many blocks may hold something beside what is in the slots."""
+        return self._kv.blocks_beside(lengths, most)
+
+    def drop(self, block: int) -> None:
+        """Give the memory of a block back to the system."""
+        self._kv.drop(block)

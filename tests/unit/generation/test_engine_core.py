@@ -366,6 +366,38 @@ def test_a_cancelled_streams_prefix_is_kept():
     assert ("load", 2, 1) in stepper.step()
 
 
+def test_earlier_prefixes_give_way_while_slots_are_full_and_come_back_afterwards():
+    # 32 blocks of 8 tokens; the slots may come to hold 256.
+    stepper = _Stepper(max_len=64, max_cached_tokens=256)
+    stepper.backend._kv._kept = (
+        0  # slots of this backend are so small that they would keep everything
+    )
+    dropped: list[int] = []
+    stepper.backend.drop = dropped.append  # type: ignore[method-assign]
+    for first in range(10):
+        stepper.add(request(tuple(range(first + 1, first + 33)), max_tokens=1))
+        stepper.finish()
+    assert stepper.core.prefixes.used == stepper.core.prefixes.capacity == 32
+    assert dropped == []
+    long = [request(tuple(range(100 + one, 140 + one)), max_tokens=20) for one in range(4)]
+    for one in long:
+        stepper.add(one)
+    used = []
+    while stepper.sequences:
+        held = sum(one.computed for one in stepper.sequences.values() if one.running)
+        stepper.step()
+        used.append(stepper.core.prefixes.used)
+        assert used[-1] <= 8 + (256 - held) // 8
+    assert min(used) <= 12
+    assert len(dropped) >= 20
+    for one in long:
+        assert stepper.listener.tokens[one.stream] == alone(request(one.prompt, max_tokens=20))
+    for first in range(10):
+        stepper.add(request(tuple(range(first + 201, first + 233)), max_tokens=1))
+        stepper.finish()
+    assert stepper.core.prefixes.used == 32
+
+
 def test_a_failed_step_leaves_nothing_in_the_prefix_cache():
     stepper = _Stepper()
     asked = request(tuple(range(1, 21)))

@@ -44,10 +44,11 @@ def test_saved_blocks_come_back_in_the_order_in_which_they_are_loaded(cache):
     np.testing.assert_array_equal(cache.slots[:, 2, :, 4:], before[:, 2, :, 4:])
 
 
-def resident(cache: KVCache) -> int:
-    """Bytes of the slots that are in memory; what the process has is other threads' business too."""
-    first = cache.slots.ctypes.data
-    last = first + cache.slots.nbytes
+def resident(cache: KVCache, part: str = "slots") -> int:
+    """Bytes of slots or blocks that are in memory; what the process has is other threads' business too."""
+    array = getattr(cache, part)
+    first = array.ctypes.data
+    last = first + array.nbytes
     taken = 0
     for mapping in psutil.Process().memory_maps(grouped=False):
         start, end = (int(address, 16) for address in mapping.addr.split("-"))
@@ -94,3 +95,47 @@ def test_vacating_a_slot_that_shares_pages_leaves_its_neighbours_alone():
     assert not cache.slots[:, 1].all()
     assert cache.slots[:, 1, :, :10].all()
     assert cache.slots[:, [0, 2]].all()
+
+
+def test_a_dropped_block_is_given_back_and_its_neighbours_keep_theirs():
+    # A block is 7 and a half pages.
+    cache = KVCache(
+        planes=10, heads=3, dim=16, dtype=np.float32, slots=1, max_len=16, blocks=3, block_tokens=16
+    )
+    cache.blocks[...] = 1.0
+    full = resident(cache, "blocks")
+    cache.drop(1)
+    assert full - resident(cache, "blocks") >= 6 * 4096
+    assert not cache.blocks[1].all()
+    assert cache.blocks[[0, 2]].all()
+    cache.drop(0)
+    assert cache.blocks[2].all()
+
+
+def test_without_blocks_there_is_nothing_to_drop(cache):
+    none = KVCache(planes=4, heads=2, dim=3, dtype=np.float32, slots=3, max_len=8)
+    none.drop(0)
+    assert none.blocks_beside([0, 0, 0], 100) == 0
+
+
+@pytest.mark.parametrize(
+    ("spare", "blocks"), [(0, 2), (15, 2), (16, 3), (79, 6), (144, 11), (300, 11), (-64, 2)]
+)
+def test_all_but_a_quarter_of_the_blocks_take_what_slots_leave(spare: int, blocks: int) -> None:
+    cache = KVCache(
+        planes=2, heads=1, dim=4, dtype=np.float32, slots=2, max_len=64, blocks=11, block_tokens=16
+    )
+    assert cache.blocks_beside([40, 0], 40 + spare) == blocks
+
+
+def test_what_earlier_sequences_have_left_in_slots_counts_until_it_is_outgrown() -> None:
+    cache = KVCache(
+        planes=2, heads=1, dim=4, dtype=np.float32, slots=2, max_len=64, blocks=8, block_tokens=16
+    )
+    cache._kept = 32
+    cache.vacate(0, 20)
+    cache.vacate(1, 50)  # all but 32 go back
+    cache.vacate(1, 5)
+    assert cache.blocks_beside([0, 0], 20 + 32 + 32) == 2 + 2
+    assert cache.blocks_beside([18, 0], 20 + 32 + 32) == 2 + 2
+    assert cache.blocks_beside([36, 48], 36 + 48 + 16) == 2 + 1

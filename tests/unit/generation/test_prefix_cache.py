@@ -74,6 +74,27 @@ def test_a_cache_without_blocks_keeps_nothing():
     assert cache.match(_tokens("aabb")) == []
 
 
+def test_a_lower_limit_gives_up_the_least_recently_used_and_a_higher_one_takes_them_again():
+    cache = _cache(4)
+    cache.store(_tokens("aabb"))
+    cache.store(_tokens("ccdd"))
+    cache.match(_tokens("aabb!!!"))
+    assert len(cache.limit(2)) == 2
+    assert cache.used == 2
+    assert len(cache.match(_tokens("aabb!!!"))) == 2
+    assert cache.match(_tokens("ccdd!!!")) == []
+    assert len(cache.store(_tokens("ee"))) == 1  # in the place of bb
+    assert cache.used == 2
+    assert cache.limit(3) == []
+    cache.store(_tokens("ff"))
+    cache.store(_tokens("gg"))
+    assert cache.used == 3
+    assert sorted(cache.limit(0)) == sorted({*range(4)} - {cache._free[0]})
+    assert cache.store(_tokens("hh")) == []
+    cache.limit(4)
+    assert len(cache.store(_tokens("aabbccdd"))) == 4
+
+
 def test_after_clear_nothing_is_found_and_all_blocks_are_free():
     cache = _cache(2)
     cache.store(_tokens("aabb"))

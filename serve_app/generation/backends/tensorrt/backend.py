@@ -236,6 +236,13 @@ class TensorRTBackend:
         with _losses():
             self._kv.load(blocks, slot)
 
+    def blocks_beside(self, lengths: Sequence[int], most: int) -> int:  # noqa: ARG002
+        """Return all blocks: their memory is taken."""
+        return self._kv.blocks
+
+    def drop(self, block: int) -> None:
+        """Do nothing: the memory stays taken."""
+
     @property
     def _most_slots(self) -> int:
         return self._engine.get_tensor_profile_shape(INPUT_IDS, DECODE)[2][0]

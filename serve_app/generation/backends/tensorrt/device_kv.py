@@ -48,6 +48,7 @@ class DeviceKV:
         self._slots = device.zeros((planes, *shape), dtype)
         heads, dim = interface.kv_heads, interface.head_dim
         self._blocks = device.zeros((max(blocks, 1), planes, heads, block_tokens, dim), dtype)
+        self.blocks = blocks
         self._block_tokens = block_tokens
         self._stream = stream
         if self._slots.stride(1) * dtype.itemsize % ALIGNMENT:
