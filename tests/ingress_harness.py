@@ -55,6 +55,7 @@ from serve_app.messages.dialogue import CommitTurn, PlanTurn, TurnPlan
 from serve_app.messages.generation import Admitted, Frame, GenerateRequest
 from serve_app.messages.tokenization import ChatEncoding, TextEncoding, TokenizerInfo
 from serve_app.messages.tokenization import Message as ChatMessage
+from serve_app.routing.homes import Homes
 from serve_app.routing.pools import FIRST
 from serve_app.routing.router import rank_replicas
 from serve_app.settings import Settings
@@ -185,6 +186,7 @@ class Generators:
         self.replicas = list(replicas)
         self.requests: list[GenerateRequest] = []
         self.placed: list[str] = []
+        self._homes = Homes()
 
     async def submit(
         self, request: GenerateRequest, load: Mapping[str, int]
@@ -194,8 +196,11 @@ class Generators:
         if not living:
             raise RayActorError
         counts = {name: max(load.get(name, 0), it.streams) for name, it in living.items()}
-        name = rank_replicas(list(living), request.affinity, counts)[0]
+        home = self._homes.find(request.affinity, []) if request.affinity else None
+        name = rank_replicas(list(living), request.affinity, counts, home)[0]
         self.placed.append(name)
+        if request.affinity:
+            self._homes.remember(request.affinity, name)
         async for item in living[name].submit(request):
             yield item
 

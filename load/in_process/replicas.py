@@ -37,6 +37,7 @@ from serve_app.ingress.runs import Runs
 from serve_app.ingress.services import Services
 from serve_app.ingress.stores import Stores
 from serve_app.messages.tokenization import TokenizerInfo
+from serve_app.routing.homes import Homes, LatestKeys
 from serve_app.routing.pools import FIRST
 from serve_app.routing.router import rank_replicas
 from serve_app.settings import Settings
@@ -153,7 +154,11 @@ class DialogueReplica:
 
 
 class GeneratorReplica:
-    """A Generator replica: a real engine with its thread."""
+    """A Generator replica: a real engine with its thread.
+
+    Attributes:
+        latest: the keys that it had last.
+    """
 
     def __init__(
         self, life: Life, backend: Backend, config: EngineConfig, eos: Sequence[int]
@@ -164,12 +169,14 @@ class GeneratorReplica:
         )
         loop = asyncio.get_running_loop()
         self._channels = FrameChannels(loop, self.engine.cancel_subscriber)
+        self.latest = LatestKeys()
         self.target = _Shell(
             Generator,
             _engine=self.engine,
             _channels=self._channels,
             _replica=life.name,
             _spans=StreamSpans(),
+            _latest=self.latest,
         )
         self.engine.start()
         # A thread is not cancelled: its process would be gone.
@@ -192,7 +199,10 @@ def choose_generator(living: Mapping[str, GeneratorReplica], call: Mapping[str, 
         return call["replica"] if call["replica"] in living else None
     told: Mapping[str, int] = call.get("load", {})
     counts = {name: max(told.get(name, 0), one.streams) for name, one in living.items()}
-    return rank_replicas(list(living), call.get("affinity"), counts)[0]
+    affinity = call.get("affinity")
+    latest = ((name, one.latest.told()) for name, one in living.items())
+    home = Homes().find(affinity, latest) if affinity else None
+    return rank_replicas(list(living), affinity, counts, home)[0]
 
 
 class IngressReplica:

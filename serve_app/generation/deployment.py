@@ -36,6 +36,7 @@ from serve_app.routing.draining import when_draining
 from serve_app.routing.homes import LatestKeys
 from serve_app.routing.listening import listen_on_node_address
 from serve_app.routing.observing import observe_replica
+from serve_app.routing.pool_choice import LOST_LOAD
 from serve_app.routing.serving import served_model, tokenizer_info
 from serve_app.settings import Settings
 
@@ -135,10 +136,12 @@ class Generator:
         }
 
     def record_routing_stats(self) -> dict[str, float | bytes]:
-        """Tell routers what streams this replica has, how many it can run at once, and whose it had last."""
+        """Tell routers how many streams this replica has and can run at once, and whose it had last."""
         stats = self._engine.stats()
+        # One that stops has fewer and fewer streams, and takes none.
+        streams = LOST_LOAD if self._engine.stopping else stats.running + stats.waiting
         return {
-            "streams": float(stats.running + stats.waiting),
+            "streams": float(streams),
             "slots": float(stats.slots),
             "latest": self._latest.told(),
         }

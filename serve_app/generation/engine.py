@@ -168,6 +168,11 @@ class Engine:
                 drain_s=self._retry_after(),
             )
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it takes no more requests."""
+        return self._drain_until is not None or self._crash is not None
+
     def stats(self) -> EngineStats:
         """Return what the engine is doing; cheap, and exact between steps."""
         with self._changed:
@@ -280,7 +285,7 @@ class Engine:
 
     def _check_room(self, request: GenerateRequest) -> None:
         """Refuse a request that there is no place for; call it with the lock held."""
-        if self._drain_until is not None or self._crash is not None:
+        if self.stopping:
             msg = "This generator is stopping and takes no more requests; try again."
             raise GeneratorStopping(msg, retry_after=_RETRY_AFTER_S[0])
         if len(self._streams) >= self._places and not request.moves:

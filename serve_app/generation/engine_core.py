@@ -188,7 +188,7 @@ class EngineCore:
 
         For a backend that is lost, which may be a sequence's doing: that is said with each.
         """
-        self.prefixes.clear()
+        self._forget_prefixes()
         for sequence in [*self.scheduler.running(), *self.scheduler.waiting]:
             self.end(sequence, FinishReason.HANDED_BACK, code=GeneratorLost.code)
 
@@ -318,7 +318,6 @@ class EngineCore:
         A prompt's last token is no part of this: it is computed as all that decode, in this very step
         if everything before it is.
         """
-        self._limit_prefixes()
         plan: list[tuple[Sequence, int]] = []
         decoding = self.scheduler.decoding_count
         coming = self.scheduler.coming_count
@@ -333,6 +332,7 @@ class EngineCore:
             if size < sequence.uncomputed - 1:
                 break
             self.scheduler.prefilled()
+        self._limit_prefixes()
         return plan
 
     def _accept(self, sequences: list[Sequence], logits: NDArray[np.float32]) -> None:
@@ -350,7 +350,7 @@ class EngineCore:
         self.generated += len(sequences) - len(sampled.broken) - len(sampled.overflowed)
         if sampled.broken:
             logger.error("a step computed %d rows that are not numbers", len(sampled.broken))
-            self.prefixes.clear()  # what these rows came from may be in it
+            self._forget_prefixes()  # what these rows came from may be in it
         tokens = sampled.tokens.tolist()
         for row, (sequence, token, logprobs) in enumerate(
             zip(sequences, tokens, sampled.logprobs, strict=True)
@@ -394,6 +394,10 @@ class EngineCore:
         for block in self.prefixes.limit(most):
             self._backend.drop(block)
 
+    def _forget_prefixes(self) -> None:
+        for block in self.prefixes.clear():
+            self._backend.drop(block)
+
     def _keep_prefix(self, sequence: Sequence) -> None:
         """Copy what is new in a slot into the prefix cache, if there is one."""
         for start, block in self.prefixes.store(sequence.tokens[: sequence.computed]):
@@ -410,6 +414,6 @@ class EngineCore:
             else "The engine failed while computing this reply; try again."
         )
         # A block may have been promised to the cache and not written.
-        self.prefixes.clear()
+        self._forget_prefixes()
         for sequence in self.scheduler.running():
             self.end(sequence, FinishReason.ERROR, code="engine_error", message=message)

@@ -99,31 +99,31 @@ class KVCache:
             slot: whose sequence ended.
             length: tokens that it held.
         """
-        self._left[slot] = min(max(length, self._left[slot]), self._kept)
-        if self._slots_memory is None or length <= self._kept:
-            return
-        planes, slots, heads, tokens, _ = self.slots.strides
-        for plane, head in itertools.product(range(len(self.slots)), range(self.slots.shape[2])):
-            start = plane * planes + slot * slots + head * heads
-            # Whole pages only: those at the ends may be shared with what lies beside them.
-            first = -(-(start + self._kept * tokens) // mmap.PAGESIZE) * mmap.PAGESIZE
-            end = (start + length * tokens) // mmap.PAGESIZE * mmap.PAGESIZE
-            if end > first:
-                self._slots_memory.madvise(mmap.MADV_DONTNEED, first, end - first)
+        length = max(length, int(self._left[slot]))
+        self._left[slot] = min(length, self._kept)
+        self._give_back(slot, self._kept, length)
 
     def blocks_beside(self, lengths: Sequence[int], most: int) -> int:
         """Return how many blocks may hold something beside what is in the slots.
 
-        A quarter of them always may, for what many conversations begin with. The others use what the slots
-        leave, so that full slots and full blocks never come together.
+        Slots and blocks together take no more than the blocks alone may, or full slots and a quarter of the
+        blocks, for what many conversations begin with. Before blocks give way, empty slots give back what
+        earlier sequences have left there.
 
         Args:
             lengths: tokens that each slot holds, [slots].
             most: tokens that the slots may come to hold together.
         """
-        taken = int(np.maximum(lengths, self._left).sum())
-        spare = max(most - taken, 0)
-        return min(len(self.blocks), len(self.blocks) // 4 + spare // self.block_tokens)
+        size, blocks = self.block_tokens, len(self.blocks)
+        together = max(blocks * size, most + blocks // 4 * size)
+        taken = np.maximum(lengths, self._left)
+        for slot in range(len(lengths) - 1, -1, -1):
+            if taken.sum() + blocks * size <= together:
+                return blocks
+            if not lengths[slot] and taken[slot]:
+                self._give_back(slot, 0, int(taken[slot]))
+                self._left[slot] = taken[slot] = 0
+        return int(min(max((together - taken.sum()) // size, blocks // 4), blocks))
 
     def drop(self, block: int) -> None:
         """Give the pages of a block back to the system."""
@@ -134,6 +134,19 @@ class KVCache:
         end = (start + self.blocks.strides[0]) // mmap.PAGESIZE * mmap.PAGESIZE
         if end > first:
             self._blocks_memory.madvise(mmap.MADV_DONTNEED, first, end - first)
+
+    def _give_back(self, slot: int, start: int, end: int) -> None:
+        """Give the pages of a slot's tokens from `start` to `end` back to the system."""
+        if self._slots_memory is None or end <= start:
+            return
+        planes, slots, heads, tokens, _ = self.slots.strides
+        for plane, head in itertools.product(range(len(self.slots)), range(self.slots.shape[2])):
+            begin = plane * planes + slot * slots + head * heads
+            # Whole pages only: those at the ends may be shared with what lies beside them.
+            first = -(-(begin + start * tokens) // mmap.PAGESIZE) * mmap.PAGESIZE
+            last = (begin + end * tokens) // mmap.PAGESIZE * mmap.PAGESIZE
+            if last > first:
+                self._slots_memory.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def save(self, slot: int, start: int, block: int) -> None:
         """Copy a block's worth of a slot's tokens, from `start` on, into a block."""

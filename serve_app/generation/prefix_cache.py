@@ -94,10 +94,12 @@ class PrefixCache:
         self._free.extend(given_up)
         return given_up
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._free.extend(self._blocks.values())
+    def clear(self) -> list[int]:
+        """Forget everything, and return the blocks that held it."""
+        given_up = list(self._blocks.values())
         self._blocks.clear()
+        self._free.extend(given_up)
+        return given_up
 
     def _take(self, *, not_from: list[bytes]) -> int | None:
         """Return a block to write to; None when only the prefix that needs it is left to evict."""

@@ -9,13 +9,12 @@ from typing import Protocol
 
 from serve_app.errors import GeneratorLost, Overloaded
 from serve_app.messages.generation import Admitted, Frame, GenerateRequest
-from serve_app.routing.homes import find_home
+from serve_app.routing.homes import Homes
 from serve_app.routing.pool_choice import SeenReplica, rank_pools, seen_pool
 
 __all__ = ["GeneratorPools", "PoolPort"]
 
-# Conversations whose pool is remembered, and replicas; one takes some hundred bytes.
-_MOST_HOMES = 65536
+# Replicas whose pool is remembered; one takes some hundred bytes.
 _MOST_REPLICAS = 4096
 
 
@@ -57,8 +56,8 @@ class GeneratorPools:
         self._pools = pools
         self._kinds = kinds
         self._seen = seen
-        # The pool that each key went to last, and where each replica is, least recently used first.
-        self._homes: OrderedDict[str, str] = OrderedDict()
+        self._homes = Homes()
+        # Where each replica is, least recently used first.
         self._pool_of: OrderedDict[str, str] = OrderedDict()
         # Streams that a pool has yet to answer for: the caller's count doesn't have them.
         self._asked: Counter[str] = Counter()
@@ -100,34 +99,27 @@ class GeneratorPools:
 
     def _ranked(self, request: GenerateRequest, load: Mapping[str, int]) -> list[str]:
         pools = {name: self._seen(name) for name in self._pools}
-        home = self._home(request.affinity, pools) if request.affinity else None
+        told = ((name, it.latest) for name, seen in pools.items() for it in seen.values())
+        home = None
         alike: list[str] = []
-        if request.moves and home is not None:
-            kind = self._kinds[home]
-            alike = [name for name in self._pools if self._kinds[name] == kind]
+        if request.affinity and request.moves:
+            # What it has of its reply was computed where it was sent.
+            home = self._homes.sent(request.affinity)
+            alike = [
+                name for name in self._pools if home and self._kinds[name] == self._kinds[home]
+            ]
+        elif request.affinity:
+            home = self._homes.find(request.affinity, told)
         ranked = rank_pools(
             pools, request.affinity, load, asked=self._asked, home=home, alike=alike
         )
         # Where no pool has a replica yet, it is the model's own that is waited for.
         return ranked or [next(iter(self._pools))]
 
-    def _home(self, affinity: str, pools: Mapping[str, Mapping[str, SeenReplica]]) -> str | None:
-        """Return the pool that had a key last, if it was sent there from here or a replica tells of it."""
-        if affinity in self._homes:
-            return self._homes[affinity]
-        pool_of = {replica: name for name, seen in pools.items() for replica in seen}
-        told = {replica: it.latest for seen in pools.values() for replica, it in seen.items()}
-        replica = find_home(affinity, told)
-        return None if replica is None else pool_of[replica]
-
     def _remember(self, affinity: str | None, name: str, replica: str) -> None:
-        _keep(self._pool_of, replica, name, most=_MOST_REPLICAS)
+        self._pool_of[replica] = name
+        self._pool_of.move_to_end(replica)
+        if len(self._pool_of) > _MOST_REPLICAS:
+            self._pool_of.popitem(last=False)
         if affinity:
-            _keep(self._homes, affinity, name, most=_MOST_HOMES)
-
-
-def _keep(known: OrderedDict[str, str], key: str, value: str, *, most: int) -> None:
-    known[key] = value
-    known.move_to_end(key)
-    if len(known) > most:
-        known.popitem(last=False)
+            self._homes.remember(affinity, name)

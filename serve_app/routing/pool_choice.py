@@ -14,7 +14,7 @@ __all__ = ["LOST_LOAD", "SeenReplica", "most_load", "rank_pools", "see_pool", "s
 _BOUND, _SPARE = 1.5, 2.0
 
 LOST_LOAD = 1_000_000
-"""What callers say of a replica that has just lost its streams, or takes none: more than any load that is."""
+"""What is said of a replica that has just lost its streams, or takes none: more than any load that is."""
 
 
 @dataclass(frozen=True, slots=True)

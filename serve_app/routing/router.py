@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,14 +11,11 @@ from ray.serve._private.replica_result import ReplicaResult
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from serve_app.messages.generation import GenerateRequest
-from serve_app.routing.homes import find_home
+from serve_app.routing.homes import Homes
 from serve_app.routing.own_streams import own_streams
 from serve_app.routing.pool_choice import LOST_LOAD, SeenReplica, most_load, see_pool
 
 __all__ = ["GeneratorRouter", "rank_replicas"]
-
-# Conversations whose replica is remembered; one takes some hundred bytes.
-_MOST_HOMES = 65536
 
 
 def rank_replicas(
@@ -84,12 +80,11 @@ class GeneratorRouter(RequestRouter):  # type: ignore[misc]
 
     # A replica that is asked how many calls it has, and doesn't answer in time, is passed over, and with it
     # what it has cached. Its answer waits for a core where steps take them all.
-    queue_len_response_deadline_s = 0.5
+    queue_len_response_deadline_s = max(0.5, RequestRouter.queue_len_response_deadline_s)
 
     def initialize_state(self, **_: object) -> None:
         """Begin without a memory; Serve calls this once."""
-        # The replica that each key went to last, least recently used first.
-        self._homes: OrderedDict[str, str] = OrderedDict()
+        self._homes = Homes()
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Take the replicas that there are now, with what they publish; Serve calls this."""
@@ -141,7 +136,8 @@ class GeneratorRouter(RequestRouter):  # type: ignore[misc]
             for name, replica in by_id.items()
         }
         affinity = call.get("affinity")
-        home = self._home(affinity, by_id) if affinity else None
+        told = ((name, replica.routing_stats.get("latest", b"")) for name, replica in by_id.items())
+        home = self._homes.find(affinity, told) if affinity else None
         slots = {
             name: float(replica.routing_stats.get("slots", 0)) for name, replica in by_id.items()
         }
@@ -157,20 +153,7 @@ class GeneratorRouter(RequestRouter):  # type: ignore[misc]
         super().on_request_routed(pending_request, replica_id, result)
         affinity = pending_request.kwargs.get("affinity")
         if affinity:
-            self._homes[affinity] = replica_id.unique_id
-            self._homes.move_to_end(affinity)
-            if len(self._homes) > _MOST_HOMES:
-                self._homes.popitem(last=False)
-
-    def _home(self, affinity: str, replicas: Mapping[str, RunningReplica]) -> str | None:
-        """Return the replica that had a key last: it was sent there from here, or the replica tells of it."""
-        home = self._homes.get(affinity)
-        if home in replicas:
-            return home
-        return find_home(
-            affinity,
-            {name: replica.routing_stats.get("latest", b"") for name, replica in replicas.items()},
-        )
+            self._homes.remember(affinity, replica_id.unique_id)
 
 
 def _stream_of(pending: PendingRequest | None) -> str | None:

@@ -110,7 +110,7 @@ class Backend(Protocol):
         ...
 
     def blocks_beside(self, lengths: Sequence[int], most: int) -> int:
-        """Return how many blocks may hold something, all of them where that takes no more memory.
+        """Return how many blocks may hold something beside what is in the slots.
 
         Args:
             lengths: tokens that each slot holds, [slots].

@@ -18,6 +18,8 @@ from serve_app.generation import deployment
 from serve_app.generation.backends.simulated import SimulatedBackend
 from serve_app.messages.generation import FinishReason
 from serve_app.models.store import PreparedModel
+from serve_app.routing.homes import Homes
+from serve_app.routing.pool_choice import LOST_LOAD
 from serve_app.settings import Settings
 
 _Generator: Any = deployment.Generator.func_or_class  # type: ignore[attr-defined]
@@ -105,6 +107,23 @@ async def test_a_generator_that_is_stopped_hands_its_streams_back_over_the_open_
         assert ends == [FinishReason.HANDED_BACK]
         with pytest.raises(GeneratorLost, match="stopping"):
             await anext(replica.submit(request(), load={}, affinity=None))
+
+
+@pytest.mark.parametrize("backend", [SimulatedBackend()])
+async def test_routers_are_told_of_streams_slots_and_the_latest_keys(
+    replica: Any, draining: list[Callable[[], None]]
+) -> None:
+    assert replica.record_routing_stats() == {"streams": 0.0, "slots": 4.0, "latest": b""}
+    call = replica.submit(request(max_tokens=2), load={}, affinity="k")
+    await anext(call)
+    told = replica.record_routing_stats()
+    assert Homes().find("k", [("it", told["latest"])]) == "it"
+    assert told["streams"] <= 1.0
+    await call.aclose()
+    # One that stops has nothing to do, and is to be avoided all the same.
+    (drain,) = draining
+    drain()
+    assert replica.record_routing_stats()["streams"] == LOST_LOAD
 
 
 @pytest.mark.parametrize("backend", [SimulatedBackend()])

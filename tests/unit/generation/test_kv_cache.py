@@ -123,19 +123,42 @@ def test_without_blocks_there_is_nothing_to_drop(cache):
 )
 def test_all_but_a_quarter_of_the_blocks_take_what_slots_leave(spare: int, blocks: int) -> None:
     cache = KVCache(
-        planes=2, heads=1, dim=4, dtype=np.float32, slots=2, max_len=64, blocks=11, block_tokens=16
+        planes=2, heads=1, dim=4, dtype=np.float32, slots=2, max_len=256, blocks=11, block_tokens=16
     )
-    assert cache.blocks_beside([40, 0], 40 + spare) == blocks
+    assert cache.blocks_beside([200, 200], 400 + spare) == blocks
 
 
-def test_what_earlier_sequences_have_left_in_slots_counts_until_it_is_outgrown() -> None:
+def test_a_cache_that_is_larger_than_the_slots_gives_way_only_by_what_they_hold() -> None:
     cache = KVCache(
-        planes=2, heads=1, dim=4, dtype=np.float32, slots=2, max_len=64, blocks=8, block_tokens=16
+        planes=2, heads=1, dim=4, dtype=np.float32, slots=2, max_len=64, blocks=100, block_tokens=16
     )
-    cache._kept = 32
-    cache.vacate(0, 20)
-    cache.vacate(1, 50)  # all but 32 go back
-    cache.vacate(1, 5)
-    assert cache.blocks_beside([0, 0], 20 + 32 + 32) == 2 + 2
-    assert cache.blocks_beside([18, 0], 20 + 32 + 32) == 2 + 2
-    assert cache.blocks_beside([36, 48], 36 + 48 + 16) == 2 + 1
+    assert cache.blocks_beside([0, 0], 128) == 100
+    assert cache.blocks_beside([64, 64], 128) == 92
+
+
+def test_what_earlier_sequences_have_left_in_empty_slots_goes_back_before_blocks_give_way() -> None:
+    cache = KVCache(
+        planes=60,
+        heads=3,
+        dim=64,
+        dtype=np.float32,
+        slots=3,
+        max_len=256,
+        blocks=8,
+        block_tokens=16,
+    )
+    cache.slots[...] = 1.0
+    for slot in range(3):
+        cache.vacate(slot, 60)  # so little that all of it is kept
+    cache.vacate(2, 20)
+    assert cache.blocks_beside([0, 0, 0], 96 + 180) == 8
+    assert cache.slots[:, :, :, :60].all()
+    # One of the three is enough.
+    assert cache.blocks_beside([0, 0, 0], 96 + 120) == 8
+    assert cache.slots[:, :2, :, :60].all()
+    assert not cache.slots[:, 2, :, 16:48].any()
+    # A running sequence keeps its slot; what an earlier one has left behind it counts.
+    assert cache.blocks_beside([40, 0, 0], 96 + 20) == 6 - 1
+    assert cache.slots[:, 0, :, :60].all()
+    assert not cache.slots[:, 1, :, 16:48].any()
+    assert cache.blocks_beside([70, 0, 0], 96 + 30) == 6 - 1

@@ -98,7 +98,8 @@ def test_a_lower_limit_gives_up_the_least_recently_used_and_a_higher_one_takes_t
 def test_after_clear_nothing_is_found_and_all_blocks_are_free():
     cache = _cache(2)
     cache.store(_tokens("aabb"))
-    cache.clear()
+    assert sorted(cache.clear()) == [0, 1]
+    assert cache.clear() == []
     assert cache.match(_tokens("aabb!!!")) == []
     assert len(cache.store(_tokens("ccdd"))) == 2
 

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from serve_app.routing import homes
-from serve_app.routing.homes import LatestKeys, find_home
+from serve_app.routing.homes import Homes, LatestKeys
 
 
 def latest(*keys: str) -> bytes:
@@ -19,27 +19,46 @@ def latest(*keys: str) -> bytes:
 
 def test_a_replica_that_had_a_key_is_found_and_no_other() -> None:
     told = {"a": latest("k", "l"), "b": latest("m"), "c": b""}
-    assert [find_home(key, told) for key in "klmn"] == ["a", "a", "b", None]
-    assert find_home("k", {}) is None
+    assert [Homes().find(key, told.items()) for key in "klmn"] == ["a", "a", "b", None]
+    assert Homes().find("k", []) is None
 
 
-def test_of_several_it_is_the_one_that_had_the_key_most_recently() -> None:
-    assert find_home("k", {"a": latest("k", "x", "y"), "b": latest("x", "k", "y")}) == "b"
-    assert find_home("k", {"a": latest("k", "x", "k"), "b": latest("k", "y")}) == "a"
-    assert find_home("k", {"b": latest("k"), "a": latest("k")}) == "a"
+def test_of_several_it_is_the_one_that_had_fewest_others_since() -> None:
+    for told in (
+        [("a", latest("k", "x", "y")), ("b", latest("x", "k", "y"))],
+        [("a", latest("k", "y")), ("b", latest("k", "x", "k"))],
+        [("a", latest("x")), ("a", latest("k", "y")), ("b", latest("k"))],
+    ):
+        assert Homes().find("k", told) == "b"
+
+
+def test_what_was_sent_from_here_counts_until_the_others_must_have_been_told_of_it() -> None:
+    now = 100.0
+    known = Homes(lambda: now)
+    known.remember("k", "here")
+    elsewhere = [("elsewhere", latest("k"))]
+    now += 2
+    assert known.find("k", elsewhere) == "here"
+    now += 2
+    assert known.find("k", elsewhere) == "elsewhere"
+    assert known.find("k", [("elsewhere", latest("l"))]) == "here"
+    assert (known.sent("k"), known.sent("l")) == ("here", None)
 
 
 def test_the_oldest_keys_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(homes, "_MOST", 3)
-    kept = LatestKeys()
+    monkeypatch.setattr(homes, "_MOST_TOLD", 3)
+    told = latest(*"abacd")
+    assert len(told) == 3 * 8
+    assert [Homes().find(key, [("it", told)]) for key in "abcd"] == ["it", None, "it", "it"]
+    monkeypatch.setattr(homes, "_MOST_HOMES", 3)
+    known = Homes()
     for key in "abacd":
-        kept.add(key)
-    assert len(kept.told()) == 3 * 8
-    assert [find_home(key, {"it": kept.told()}) for key in "abcd"] == ["it", None, "it", "it"]
+        known.remember(key, "it")
+    assert [known.find(key, []) for key in "abcd"] == ["it", None, "it", "it"]
 
 
 def test_the_end_of_one_key_and_the_beginning_of_the_next_are_no_key() -> None:
     name = hashlib.blake2b(b"k", digest_size=8).digest()
     across = b"...." + name + b"...."
-    assert find_home("k", {"a": across}) is None
-    assert find_home("k", {"a": across + name}) == "a"
+    assert Homes().find("k", [("a", across)]) is None
+    assert Homes().find("k", [("a", across + name)]) == "a"
