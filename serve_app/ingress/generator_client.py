@@ -315,6 +315,7 @@ class GeneratorClient:
                 if isinstance(frame, Frame):
                     if frame.room is not None:
                         self._rooms.report(replica, frame.room)
+                        self._own.hear(replica, frame.room.others)
                     self._dispatch(frame)
         except Exception as error:  # noqa: BLE001  (whatever ended the call, its streams are told)
             logger.warning("The frames of generator %s ended: %r", replica, error)

@@ -1,4 +1,4 @@
-"""The streams that this process has sent to generators, by the replicas that they went to.
+"""The streams that this process has sent to generators, by the replicas that they went to, and others' there.
 
 What replicas publish is a second old, and what a caller counts when it calls is old as soon as others
 have called: of a burst, each would be sent to whatever was idle before it.
@@ -7,15 +7,23 @@ have called: of a burst, each would be sent to whatever was idle before it.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
+from collections.abc import Callable
 
 __all__ = ["OwnStreams", "own_streams"]
+
+# A generator says several times a second how full it is, to those for whom it computes anything.
+_HEARD_FOR_S = 0.5
 
 
 class OwnStreams:
     """Counts streams from the moment that they are routed. Any thread may call it."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        # Of each replica, how many others have there, and when it said so.
+        self._heard: dict[str, tuple[int, float]] = {}
         self._lock = threading.Lock()
         self._replicas: dict[str, str | None] = {}
         self._counts: Counter[str] = Counter()
@@ -55,6 +63,18 @@ class OwnStreams:
             if but is not None and (replica := self._replicas.get(but)) is not None:
                 counts[replica] -= 1
             return counts
+
+    def hear(self, replica: str, others: int) -> None:
+        """Take note of how many streams of other processes a replica says that it has."""
+        with self._lock:
+            self._heard[replica] = others, self._clock()
+
+    def others(self) -> dict[str, int]:
+        """Return the streams of other processes, of each replica that has said just now how many it has."""
+        since = self._clock() - _HEARD_FOR_S
+        with self._lock:
+            self._heard = {name: heard for name, heard in self._heard.items() if heard[1] > since}
+            return {name: others for name, (others, _) in self._heard.items()}
 
     def _leave(self, stream: str) -> None:
         replica = self._replicas.get(stream)

@@ -70,7 +70,8 @@ class GeneratorRouter(RequestRouter):  # type: ignore[misc]
     `replica` pins a call to the replica with that unique id, or, when it is gone, to any: a
     cancellation that arrives at the wrong place does no harm. `load` is the caller's own count of
     streams per replica, fresher than what replicas publish; `affinity` is the stream's key. Streams that
-    were routed since that count was taken are known here, see `OwnStreams`.
+    were routed since that count was taken are known here, and others' where replicas said just now how
+    many those are, see `OwnStreams`.
 
     A conversation stays where its last turn is in the cache, whichever ingress replica sent it there: replicas
     publish what they had last.
@@ -126,15 +127,14 @@ class GeneratorRouter(RequestRouter):  # type: ignore[misc]
             return [[pinned]]
         own = call.get("load") or {}
         stream = _stream_of(pending_request)
-        routed = own_streams().counts(but=stream)
-        load = {
-            name: max(
-                float(own.get(name, 0)),
-                float(routed.get(name, 0)),
-                float(replica.routing_stats.get("streams", 0)),
-            )
-            for name, replica in by_id.items()
-        }
+        routed, others = own_streams().counts(but=stream), own_streams().others()
+        load = {}
+        for name, replica in by_id.items():
+            mine, published = routed.get(name, 0), replica.routing_stats.get("streams", 0)
+            # What is published is up to a second old, but that a replica stops stays true.
+            heard = name in others and published < LOST_LOAD
+            there = mine + others[name] if heard else max(mine, published)
+            load[name] = float(max(own.get(name, 0), there))
         affinity = call.get("affinity")
         told = ((name, replica.routing_stats.get("latest", b"")) for name, replica in by_id.items())
         home = self._homes.find(affinity, told) if affinity else None

@@ -220,6 +220,30 @@ def test_a_burst_of_one_persona_stays_together_only_within_the_bound(own: OwnStr
     assert len(taken) == len(REPLICAS)
 
 
+def test_what_a_replica_says_of_others_is_younger_than_what_it_publishes(own: OwnStreams) -> None:
+    own.begin("s")
+    own.route("s", "a")
+    for replica, others in {"a": 1, "b": 1, "c": 5}.items():
+        own.hear(replica, others)
+    call = {"load": {}, "affinity": None}
+    # b has 1, a 2, d what it publishes, c 5.
+    assert chosen(call, a=9.0, b=9.0, c=0.0, d=3.0) == [*"badc"]
+    # But one that stops takes nothing, whatever it had just now.
+    assert chosen(call, a=9.0, b=float(LOST_LOAD), c=0.0, d=3.0) == [*"adcb"]
+    assert chosen({"load": {"b": LOST_LOAD}, "affinity": None}, c=0.0, d=3.0) == [*"adcb"]
+
+
+def test_what_a_replica_has_said_of_others_is_soon_forgotten() -> None:
+    now = 100.0
+    streams = OwnStreams(lambda: now)
+    streams.hear("a", 3)
+    now += 0.3
+    streams.hear("b", 4)
+    assert streams.others() == {"a": 3, "b": 4}
+    now += 0.3
+    assert streams.others() == {"b": 4}
+
+
 def test_a_stream_that_is_routed_again_counts_once(own: OwnStreams) -> None:
     router = new_router()
     own.begin("s")
