@@ -74,8 +74,8 @@ def rank_pools(
 
     A stream with an affinity key prefers the pool that had its key last, as long as that has a free slot
     and no more streams than `most_load`. Everything else goes where the largest share of the slots is free,
-    and among equals where rendezvous hashing, weighted by slots, puts the key: so every ingress replica
-    finds the same one.
+    and among equals where rendezvous hashing, weighted by slots, puts the key, so that every ingress replica
+    finds the same one; without a key, where most slots are.
 
     Args:
         pools: their replicas, by the pools' names.
@@ -98,10 +98,11 @@ def rank_pools(
             # Nothing is published in a replica's first second.
             slots[name] = sum(it.slots or 1.0 for it in living.values())
             taken[name] = streams + (asked or {}).get(name, 0)
-    by_room = sorted(
-        slots,
-        key=lambda name: (taken[name] / slots[name], -_weighted(name, affinity or "", slots[name])),
-    )
+    weight = {
+        name: room if affinity is None else _weighted(name, affinity, room)
+        for name, room in slots.items()
+    }
+    by_room = sorted(slots, key=lambda name: (taken[name] / slots[name], -weight[name]))
     if alike:
         return sorted(by_room, key=lambda name: (name != home, name not in alike))
     if affinity is None or home is None or home not in slots:

@@ -47,6 +47,9 @@ def test_a_new_conversation_goes_where_the_largest_share_of_slots_is_free() -> N
 
 
 def test_what_has_no_key_goes_where_the_largest_share_of_slots_is_free() -> None:
+    assert rank_pools(seen(0, 0), None, {}) == ["gpu", "cpu"]
+    more = {"gpu": {"g": SeenReplica(0, 30)}, "cpu": {"c": SeenReplica(0, 40)}}
+    assert rank_pools(more, None, {}) == ["cpu", "gpu"]
     assert rank_pools(seen(3, 0), None, {}) == ["cpu", "gpu"]
     assert rank_pools(seen(3, 2), None, {}) == ["gpu", "cpu"]
     # The caller's own count is fresher than what replicas publish.
