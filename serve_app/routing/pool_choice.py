@@ -91,7 +91,9 @@ def rank_pools(
     taken, slots = {}, {}
     for name, replicas in pools.items():
         living = {
-            replica: it for replica, it in replicas.items() if load.get(replica, 0) < LOST_LOAD
+            replica: it
+            for replica, it in replicas.items()
+            if max(load.get(replica, 0), it.streams) < LOST_LOAD
         }
         if living:
             streams = sum(max(load.get(replica, 0), it.streams) for replica, it in living.items())

@@ -68,6 +68,13 @@ def test_a_replica_that_was_lost_a_moment_ago_counts_as_none() -> None:
     assert rank_pools(two, "k", {"c": LOST_LOAD}, home="cpu")[0] == "cpu"
 
 
+def test_a_replica_that_stops_is_no_load_of_those_beside_it() -> None:
+    two = {"c": SeenReplica(1, 10), "d": SeenReplica(LOST_LOAD, 10)}
+    assert rank_pools(IDLE | {"cpu": two}, "k", {}, home="cpu")[0] == "cpu"
+    assert rank_pools(seen(29, 0) | {"cpu": two}, None, {}) == ["cpu", "gpu"]
+    assert rank_pools(seen(29, 0) | {"cpu": {"d": two["d"]}}, None, {}) == ["gpu"]
+
+
 def test_a_stream_that_has_begun_goes_on_with_its_own_kind_first() -> None:
     pools = seen(0, 0) | {"gpu2": {"h": SeenReplica(29, 30)}}
     for key in KEYS[:20]:
