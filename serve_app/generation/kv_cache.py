@@ -101,7 +101,7 @@ class KVCache:
         """
         length = max(length, int(self._left[slot]))
         self._left[slot] = min(length, self._kept)
-        self._give_back(slot, self._kept, length)
+        self._empty(slot, self._kept, length)
 
     def blocks_beside(self, lengths: Sequence[int], most: int) -> int:
         """Return how many blocks may hold something beside what is in the slots.
@@ -121,32 +121,23 @@ class KVCache:
             if taken.sum() + blocks * size <= together:
                 return blocks
             if not lengths[slot] and taken[slot]:
-                self._give_back(slot, 0, int(taken[slot]))
+                self._empty(slot, 0, int(taken[slot]))
                 self._left[slot] = taken[slot] = 0
         return int(min(max((together - taken.sum()) // size, blocks // 4), blocks))
 
     def drop(self, block: int) -> None:
         """Give the pages of a block back to the system."""
-        if self._blocks_memory is None:
-            return
-        start = block * self.blocks.strides[0]
-        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        end = (start + self.blocks.strides[0]) // mmap.PAGESIZE * mmap.PAGESIZE
-        if end > first:
-            self._blocks_memory.madvise(mmap.MADV_DONTNEED, first, end - first)
+        size = self.blocks.strides[0]
+        _give_back(self._blocks_memory, block * size, (block + 1) * size)
 
-    def _give_back(self, slot: int, start: int, end: int) -> None:
+    def _empty(self, slot: int, start: int, end: int) -> None:
         """Give the pages of a slot's tokens from `start` to `end` back to the system."""
-        if self._slots_memory is None or end <= start:
+        if end <= start:
             return
         planes, slots, heads, tokens, _ = self.slots.strides
         for plane, head in itertools.product(range(len(self.slots)), range(self.slots.shape[2])):
             begin = plane * planes + slot * slots + head * heads
-            # Whole pages only: those at the ends may be shared with what lies beside them.
-            first = -(-(begin + start * tokens) // mmap.PAGESIZE) * mmap.PAGESIZE
-            last = (begin + end * tokens) // mmap.PAGESIZE * mmap.PAGESIZE
-            if last > first:
-                self._slots_memory.madvise(mmap.MADV_DONTNEED, first, last - first)
+            _give_back(self._slots_memory, begin + start * tokens, begin + end * tokens)
 
     def save(self, slot: int, start: int, block: int) -> None:
         """Copy a block's worth of a slot's tokens, from `start` on, into a block."""
@@ -172,3 +163,14 @@ def _zeros(shape: tuple[int, ...], dtype: DTypeLike) -> tuple[NDArray[Any], mmap
     with contextlib.suppress(OSError):  # from a kernel that knows no huge pages
         memory.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(memory, dtype).reshape(shape), memory
+
+
+def _give_back(memory: mmap.mmap | None, start: int, end: int) -> None:
+    """Give the whole pages between two bytes back to the system; it fills them with zeros when they are used.
+
+    Those at the ends may be shared with what lies beside them.
+    """
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = end // mmap.PAGESIZE * mmap.PAGESIZE
+    if memory is not None and last > first:
+        memory.madvise(mmap.MADV_DONTNEED, first, last - first)

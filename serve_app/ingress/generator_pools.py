@@ -99,20 +99,16 @@ class GeneratorPools:
 
     def _ranked(self, request: GenerateRequest, load: Mapping[str, int]) -> list[str]:
         pools = {name: self._seen(name) for name in self._pools}
-        told = ((name, it.latest) for name, seen in pools.items() for it in seen.values())
-        home = None
+        affinity, home = request.affinity, None
         alike: list[str] = []
-        if request.affinity and request.moves:
-            # What it has of its reply was computed where it was sent.
-            home = self._homes.sent(request.affinity)
-            alike = [
-                name for name in self._pools if home and self._kinds[name] == self._kinds[home]
-            ]
-        elif request.affinity:
-            home = self._homes.find(request.affinity, told)
-        ranked = rank_pools(
-            pools, request.affinity, load, asked=self._asked, home=home, alike=alike
-        )
+        if affinity and not request.moves:
+            told = ((name, it.latest) for name, seen in pools.items() for it in seen.values())
+            home = self._homes.find(affinity, told)
+        elif affinity and (home := self._homes.sent(affinity)) is not None:
+            # What it has of its reply was computed there.
+            kind = self._kinds[home]
+            alike = [name for name in self._pools if self._kinds[name] == kind]
+        ranked = rank_pools(pools, affinity, load, asked=self._asked, home=home, alike=alike)
         # Where no pool has a replica yet, it is the model's own that is waited for.
         return ranked or [next(iter(self._pools))]
 
