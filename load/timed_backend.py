@@ -159,9 +159,12 @@ class TimedBackend:
         self._backend.load(blocks, slot)
         self._copy_s += time.perf_counter() - began
 
-    def blocks_beside(self, lengths: Sequence[int], most: int) -> int:
-        """Return how many blocks may hold something."""
-        return self._backend.blocks_beside(lengths, most)
+    def make_room(self, lengths: Sequence[int], most: int) -> int:
+        """Share the memory between slots and blocks; counted with the copies."""
+        began = time.perf_counter()
+        blocks = self._backend.make_room(lengths, most)
+        self._copy_s += time.perf_counter() - began
+        return blocks
 
     def drop(self, block: int) -> None:
         """Give a block back; counted with the copies."""

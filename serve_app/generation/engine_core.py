@@ -390,7 +390,7 @@ class EngineCore:
 
     def _limit_prefixes(self) -> None:
         """Have earlier prefixes give way to running sequences where the backend has no memory for both."""
-        most = self._backend.blocks_beside(self.slots.lengths(), self._max_cached_tokens)
+        most = self._backend.make_room(self.slots.lengths(), self._max_cached_tokens)
         for block in self.prefixes.limit(most):
             self._backend.drop(block)
 

@@ -103,8 +103,8 @@ class KVCache:
         self._left[slot] = min(length, self._kept)
         self._empty(slot, self._kept, length)
 
-    def blocks_beside(self, lengths: Sequence[int], most: int) -> int:
-        """Return how many blocks may hold something beside what is in the slots.
+    def make_room(self, lengths: Sequence[int], most: int) -> int:
+        """Give back what empty slots keep where blocks need it, and return how many of these may hold something.
 
         Slots and blocks together take no more than the blocks alone may, or full slots and a quarter of the
         blocks, for what many conversations begin with. Before blocks give way, empty slots give back what

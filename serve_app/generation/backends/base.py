@@ -109,8 +109,8 @@ class Backend(Protocol):
         """Copy blocks, one behind the other, to the start of a slot."""
         ...
 
-    def blocks_beside(self, lengths: Sequence[int], most: int) -> int:
-        """Return how many blocks may hold something beside what is in the slots.
+    def make_room(self, lengths: Sequence[int], most: int) -> int:
+        """Give back what empty slots keep where blocks need it, and return how many of these may hold something.
 
         Args:
             lengths: tokens that each slot holds, [slots].

@@ -30,9 +30,9 @@ class HostMemory:
         """Copy blocks to the start of a slot."""
         self._kv.load(blocks, slot)
 
-    def blocks_beside(self, lengths: Sequence[int], most: int) -> int:
-        """Return how many blocks may hold something beside what is in the slots."""
-        return self._kv.blocks_beside(lengths, most)
+    def make_room(self, lengths: Sequence[int], most: int) -> int:
+        """Give back what empty slots keep where blocks need it; return how many of these may hold something."""
+        return self._kv.make_room(lengths, most)
 
     def drop(self, block: int) -> None:
         """Give the memory of a block back to the system."""

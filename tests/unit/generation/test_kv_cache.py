@@ -115,7 +115,7 @@ def test_a_dropped_block_is_given_back_and_its_neighbours_keep_theirs():
 def test_without_blocks_there_is_nothing_to_drop(cache):
     none = KVCache(planes=4, heads=2, dim=3, dtype=np.float32, slots=3, max_len=8)
     none.drop(0)
-    assert none.blocks_beside([0, 0, 0], 100) == 0
+    assert none.make_room([0, 0, 0], 100) == 0
 
 
 @pytest.mark.parametrize(
@@ -125,15 +125,15 @@ def test_all_but_a_quarter_of_the_blocks_take_what_slots_leave(spare: int, block
     cache = KVCache(
         planes=2, heads=1, dim=4, dtype=np.float32, slots=2, max_len=256, blocks=11, block_tokens=16
     )
-    assert cache.blocks_beside([200, 200], 400 + spare) == blocks
+    assert cache.make_room([200, 200], 400 + spare) == blocks
 
 
 def test_a_cache_that_is_larger_than_the_slots_gives_way_only_by_what_they_hold() -> None:
     cache = KVCache(
         planes=2, heads=1, dim=4, dtype=np.float32, slots=2, max_len=64, blocks=100, block_tokens=16
     )
-    assert cache.blocks_beside([0, 0], 128) == 100
-    assert cache.blocks_beside([64, 64], 128) == 92
+    assert cache.make_room([0, 0], 128) == 100
+    assert cache.make_room([64, 64], 128) == 92
 
 
 def test_what_earlier_sequences_have_left_in_empty_slots_goes_back_before_blocks_give_way() -> None:
@@ -151,14 +151,14 @@ def test_what_earlier_sequences_have_left_in_empty_slots_goes_back_before_blocks
     for slot in range(3):
         cache.vacate(slot, 60)  # so little that all of it is kept
     cache.vacate(2, 20)
-    assert cache.blocks_beside([0, 0, 0], 96 + 180) == 8
+    assert cache.make_room([0, 0, 0], 96 + 180) == 8
     assert cache.slots[:, :, :, :60].all()
     # One of the three is enough.
-    assert cache.blocks_beside([0, 0, 0], 96 + 120) == 8
+    assert cache.make_room([0, 0, 0], 96 + 120) == 8
     assert cache.slots[:, :2, :, :60].all()
     assert not cache.slots[:, 2, :, 16:48].any()
     # A running sequence keeps its slot; what an earlier one has left behind it counts.
-    assert cache.blocks_beside([40, 0, 0], 96 + 20) == 6 - 1
+    assert cache.make_room([40, 0, 0], 96 + 20) == 6 - 1
     assert cache.slots[:, 0, :, :60].all()
     assert not cache.slots[:, 1, :, 16:48].any()
-    assert cache.blocks_beside([70, 0, 0], 96 + 30) == 6 - 1
+    assert cache.make_room([70, 0, 0], 96 + 30) == 6 - 1

@@ -236,7 +236,7 @@ class TensorRTBackend:
         with _losses():
             self._kv.load(blocks, slot)
 
-    def blocks_beside(self, lengths: Sequence[int], most: int) -> int:  # noqa: ARG002
+    def make_room(self, lengths: Sequence[int], most: int) -> int:  # noqa: ARG002
         """Return all blocks: their memory is taken."""
         return self._kv.blocks
 
