@@ -38,13 +38,15 @@ def startup(
     model: options.Source = None,
     precision: options.Precision = None,
     streams: Annotated[int, typer.Option(min=1, help="Streams at once.")] = 32,
+    prompt_tokens: options.PromptTokens = 40,
     output_tokens: options.OutputTokens = 128,
+    rounds: options.Rounds = 1,
     json: options.JsonFile = None,
 ) -> None:
     """Time `parley up` with a prepared model to its first answer, and weigh all its processes.
 
     It runs in a home of its own, as deploy/local.yaml says. The memory is looked at after the first
-    answer, and twice a second while that many streams run. Whatever happens, it is ended. A model
+    answer, and twice a second while that many streams run, each for some rounds. Whatever happens, it is ended. A model
     that isn't prepared yet is prepared first.
     """
     settings = engine_settings(model={"source": model, "precision": precision})
@@ -62,10 +64,15 @@ def startup(
         answered_s = time.perf_counter() - began
         memory = Memory(cluster.processes)
         at_first = memory.look()
-        workload = Workload(turns=1, output_tokens=output_tokens, seed=options.fresh_seed(None))
+        workload = Workload(
+            turns=1,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            seed=options.fresh_seed(None),
+        )
         target = chats.Target(address=address, model=name)
         options.say_level("memory", streams)
-        level = uvloop.run(_under_load(target, workload, streams, memory))
+        level = uvloop.run(_under_load(target, workload, Plan((streams,), rounds), memory))
     title = f"{served.name} ({served.precision})"
     console.print(_start_table(title, serving_s, answered_s))
     console.print(_memory_table(streams, at_first, memory.highest))
@@ -111,9 +118,9 @@ async def _first_answer(address: Address) -> str:
 
 
 async def _under_load(
-    target: chats.Target, workload: Workload, streams: int, memory: Memory
+    target: chats.Target, workload: Workload, plan: Plan, memory: Memory
 ) -> Level:
-    """Run that many streams at once, and look at the memory meanwhile."""
+    """Run the one level of a plan, and look at the memory meanwhile."""
 
     async def look() -> None:
         while True:
@@ -122,7 +129,7 @@ async def _under_load(
 
     looking = asyncio.create_task(look())
     try:
-        (level,) = await chats.measure(target, workload, Plan((streams,), rounds=1))
+        (level,) = await chats.measure(target, workload, plan)
         if looking.done():
             looking.result()  # which is why it has ended
     finally:
